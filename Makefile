@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 DOCS   := .venv-docs
 
-.PHONY: help setup demo demo-tools lab study test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
+.PHONY: help setup demo demo-tools lab study test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick bench-check gpu-day lint plant mutants format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -25,6 +25,8 @@ help:
 	@echo "make study      train a decisive part of docs/regions.md again and compare its verdicts (minutes)"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
+	@echo "make bench-check  measure the short ones again: is a ratio more than 10 % above the committed one? (minutes)"
+	@echo "make gpu-day    check and measure what a GPU must show, in ten minutes of one"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
 	@echo "make mutants    change objectives, operators, batches and credit in every small way; tests/mutants.md judges what lives (hours)"
 	@echo "make lint       ruff and mypy"
@@ -158,6 +160,12 @@ bench: setup
 
 bench-quick: setup
 	$(BIN)/python -m benchmarks --quick
+
+bench-check: setup
+	$(BIN)/python -m benchmarks.check
+
+gpu-day: setup
+	$(BIN)/python -m benchmarks.gpu_day
 
 plant: setup
 	$(BIN)/python tests/plant_bugs.py

@@ -14,15 +14,13 @@ from benchmarks import machine
 from benchmarks.cases import OURS, Case
 from benchmarks.environments import PEERS, python_of
 from benchmarks.parts import PARTS, Scale
-from benchmarks.results import Results
+from benchmarks.results import FOLDER, Results
 from benchmarks.rounds import measure
 from benchmarks.table import headline
 from benchmarks.worker_pool import WorkerPool
 from drpo.errors import InputError, nearest
 from drpo.model.device import choose_device
 from drpo.model.precision import has_fast_bf16
-
-FOLDER = Path(__file__).parent / "results"
 
 DESCRIPTION = """Measure drpo side by side with what it is compared with, on this machine.
 

@@ -9,6 +9,9 @@ from benchmarks.table import render
 from drpo.errors import InputError
 
 SCHEMA = 1
+HARDWARE = ("processor", "cores", "accelerator")
+FOLDER = Path(__file__).parent / "results"
+"""Of the committed results, a file for each kind of machine."""
 
 
 class Results:
@@ -27,8 +30,10 @@ class Results:
         self._machine = dict(machine)
         self._cases: dict[str, dict[str, Any]] = {}
         if path.exists():
-            for record in _read(path, self._machine):
-                self._cases[_key(record)] = record
+            found = read(path, "out")
+            if any(found["machine"].get(name) != self._machine[name] for name in HARDWARE):
+                raise InputError(f"out={path}: holds results of another machine; give another file")
+            self._cases = {_key(record): record for record in found["cases"]}
 
     def add(self, record: dict[str, Any]) -> None:
         """Put a case in place of what was known of it, and write both files."""
@@ -42,17 +47,26 @@ def _key(record: Mapping[str, Any]) -> str:
     return f"{record['part']}: {record['name']}"
 
 
-def _read(path: Path, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read(path: Path, option: str) -> dict[str, Any]:
+    """Return what a file of results holds: "machine" and "cases".
+
+    Args:
+        path: of the JSON file.
+        option: that named it, for messages.
+
+    Raises:
+        InputError: it cannot be read as results of this form.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        cases: list[dict[str, Any]] = found["cases"]
-        there, same = found["machine"], found["schema"] == SCHEMA
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for record in found["cases"]:
+            _key(record)
+        found["machine"]["processor"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"out={path}: cannot be read as results ({error}); move it away") from None
-    hardware = ("processor", "cores", "accelerator")
-    if not same or any(there.get(name) != machine[name] for name in hardware):
-        raise InputError(f"out={path}: holds results of another machine or an older form; give another file")
-    return cases
+        raise InputError(f"{option}={path}: cannot be read as results ({error}); move it away") from None
+    if found.get("schema") != SCHEMA:
+        raise InputError(f"{option}={path}: holds results of another form")
+    return found
 
 
 def _write(path: Path, text: str) -> None:

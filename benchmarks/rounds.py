@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cases import Case, Entrant
+from benchmarks.floor import Step
 from benchmarks.worker_pool import WorkerError, WorkerPool
 
 Rounds = list[dict[str, dict[str, Any]]]
@@ -58,7 +59,9 @@ def take_turns(
     return rounds, failures
 
 
-def measure(case: Case, pool: WorkerPool, repeats: int, watch: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    case: Case, pool: WorkerPool, repeats: int, watch: Callable[[str], None], seconds: float = CASE_SECONDS
+) -> dict[str, Any]:
     """Measure a case.
 
     Args:
@@ -66,6 +69,7 @@ def measure(case: Case, pool: WorkerPool, repeats: int, watch: Callable[[str], N
         pool: has the workers; those of other cases are ended first.
         repeats: rounds.
         watch: is told whose turn it is.
+        seconds: as for `take_turns`.
 
     Returns:
         A record for the results' file: the rounds as measured, with what is needed to read them.
@@ -86,8 +90,12 @@ def measure(case: Case, pool: WorkerPool, repeats: int, watch: Callable[[str], N
         ready,
         lambda entrant, request: pool.get(entrant.worker).ask(request),
         repeats,
+        seconds=seconds,
         watch=lambda text: watch(where + text),
     )
+    for entrant in ready:
+        if entrant.name in failures:  # a GPU that met an error may answer every further request with it
+            pool.discard(entrant.worker)
     return {
         "part": case.part,
         "name": case.name,
@@ -132,6 +140,38 @@ def ratios(rounds: Rounds, entrant: str, baseline: str, field: str = "seconds") 
     """
     pairs = ((_dig(r.get(entrant, {}), field), _dig(r.get(baseline, {}), field)) for r in rounds)
     return [float(a / b) for a, b in pairs if a is not None and b]
+
+
+def floors(record: Mapping[str, Any], entrant: str, *, shared: bool = True) -> list[float]:
+    """Return how many times the floor a step took, round by round.
+
+    The floor is that of the tokens which this entrant had, at the median rate of matrix products in the same rounds.
+
+    Args:
+        record: of a case of the part "step".
+        entrant: whose step.
+        shared: each prompt counts once per group; else once per sample.
+
+    Returns:
+        Nothing where no products, no shapes or no steps were measured.
+    """
+    parameters, rounds = record["parameters"], record["rounds"]
+    rates = column(rounds, "matrix products", f"rates.{parameters['precision']}")
+    shapes = [about["shapes"] for about in record["about"].values() if "shapes" in about]
+    if not rates or not shapes:
+        return []
+    least = []
+    for answer in (answers[entrant] for answers in rounds if entrant in answers):
+        step = Step(
+            body=shapes[0]["body"],
+            head=shapes[0]["head"],
+            prompts=parameters["prompts"],
+            rows=answer["rows"],
+            prompt_tokens=answer["prompt_tokens"] * parameters["prompts"] / answer["rows"],
+            sampled=answer["tokens"],
+        )
+        least.append(answer["seconds"] / step.seconds(median(rates), shared=shared))
+    return least
 
 
 def summary(values: Sequence[float]) -> tuple[float, float, float] | None:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.floor import Step
-from benchmarks.rounds import column, ratios, summary
+from benchmarks.rounds import column, floors, ratios, summary
 
 Record = Mapping[str, Any]
 Row = list[str]
@@ -32,7 +31,7 @@ def render(results: Record) -> str:
         if not found:
             continue
         lines += [f"## {title}", "", intro, ""]
-        lines += _table(header, [row for case in found for row in rows(case)])
+        lines += _table(header, [row for case in found if case["rounds"] for row in rows(case)])
         lines += ["", *_notes(found), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -132,35 +131,13 @@ def _step_rows(case: Record) -> list[Row]:
                 *phases,
                 middle(column(rounds, name, "tokens")),
                 middle(column(rounds, name, "skipped")),
-                f"{_over_floor(case, name, shared=False)} / {_over_floor(case, name, shared=True)}",
+                " / ".join(middle(floors(case, name, shared=shared)) for shared in (False, True)),
                 middle(column(rounds, name, "peak_bytes"), 2**-30),
                 middle(column(rounds, name, "extra_bytes"), 2**-20),
                 str(len(seconds)),
             ]
         )
     return rows
-
-
-def _over_floor(case: Record, name: str, *, shared: bool) -> str:
-    """How many times the floor, for the tokens that this entrant had, at the rate of the same rounds."""
-    parameters, rounds = case["parameters"], case["rounds"]
-    rates = column(rounds, "matrix products", f"rates.{parameters['precision']}")
-    shapes = [a["shapes"] for a in case["about"].values() if "shapes" in a]
-    seconds = column(rounds, name, "seconds")
-    if not rates or not shapes or not seconds:
-        return "-"
-    rate, least = summary(rates), []
-    for answer in (r[name] for r in rounds if name in r):
-        step = Step(
-            body=shapes[0]["body"],
-            head=shapes[0]["head"],
-            prompts=parameters["prompts"],
-            rows=answer["rows"],
-            prompt_tokens=answer["prompt_tokens"] * parameters["prompts"] / answer["rows"],
-            sampled=answer["tokens"],
-        )
-        least.append(answer["seconds"] / step.seconds(rate[0] if rate else 1.0, shared=shared))
-    return middle(least)
 
 
 def _rollout_rows(case: Record) -> list[Row]:
@@ -295,6 +272,43 @@ def _checkpointing_rows(case: Record) -> list[Row]:
     return rows
 
 
+def _kernels_rows(case: Record) -> list[Row]:
+    return [
+        [
+            case["name"],
+            check,
+            figure,
+            f"{error:.1e}",
+            f"{answer['plain'][figure]:.1e}",
+            "yes" if answer["within"] else "**no**",
+            answer["backend"],
+        ]
+        for answers in case["rounds"]
+        for check, answer in answers.items()
+        for figure, error in answer["errors"].items()
+    ]
+
+
+def _sharding_rows(case: Record) -> list[Row]:
+    rows = []
+    for name, answer in (pair for answers in case["rounds"] for pair in answers.items()):
+        for way, record in answer["ways"].items():
+            norms = ", ".join(number(norm) for norm in record["grad_norms"])
+            peak = "-" if record["peak_bytes"] is None else number(record["peak_bytes"] / 2**30)
+            against = number(record["seconds"] / answer["seconds"])
+            rows.append(
+                [case["name"], f"{name}, {way}", answer["backend"], number(record["seconds"]), against, norms, peak]
+            )
+    return rows
+
+
+def _tests_rows(case: Record) -> list[Row]:
+    return [
+        [case["name"], *(str(answer[end]) for end in ("passed", "failed", "skipped")), number(answer["seconds"])]
+        for answer in (r["pytest"] for r in case["rounds"] if "pytest" in r)
+    ]
+
+
 Renderer = Callable[[Record], list[Row]]
 PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     "step": (
@@ -421,5 +435,25 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "again in the backward pass (`--checkpoint-activations on`); gradients are the same.",
         ("case", "layers computed again", "s", "times off", "extra MiB", "memory / off", "rounds"),
         _checkpointing_rows,
+    ),
+    "kernels": (
+        "Kernels against float64",
+        "The largest error of each figure, as a share of the largest true value, and that of plain PyTorch in the same "
+        "precision. `rows` are the row operations on logits; the operators' figures are gradients.",
+        ("case", "what", "figure", "error", "plain PyTorch's", "within its budget", "rows by"),
+        _kernels_rows,
+    ),
+    "sharding": (
+        "Whole and divided models",
+        "One update (forward, backward, optimiser) on the same made-up completions, the median of all but the first, "
+        "and the norms of its gradients, which must agree.",
+        ("case", "who", "backend", "s", "time / whole", "gradient norms", "peak GiB"),
+        _sharding_rows,
+    ),
+    "tests": (
+        "Tests",
+        "Tests of the repository that need this hardware.",
+        ("which", "passed", "failed", "skipped", "s"),
+        _tests_rows,
     ),
 }

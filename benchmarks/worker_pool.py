@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -60,7 +60,7 @@ def environment_variables(threads: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "4",
         "VLLM_NO_USAGE_STATS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
     }
     return {**os.environ, **ours}
 
@@ -72,12 +72,14 @@ class Process:
         python: of its environment.
         worker: what to run.
         threads: for each worker alike.
+        seconds_left: how long an answer may take from now on; a worker that takes longer is killed.
 
     Raises:
         WorkerError: it did not come up.
     """
 
-    def __init__(self, python: Path, worker: Worker, threads: int) -> None:
+    def __init__(self, python: Path, worker: Worker, threads: int, seconds_left: Callable[[], float]) -> None:
+        self._seconds_left, self._late = seconds_left, False
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (lives as long)
         self._process = subprocess.Popen(
             [str(python), "-m", f"benchmarks.workers.{worker.module}"],
@@ -98,10 +100,11 @@ class Process:
         """Send an object and return the answer.
 
         Raises:
-            WorkerError: it failed or died; a worker that failed may be asked again.
+            WorkerError: it failed, died or took too long; a worker that failed may be asked again.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        deadline = threading.Timer(ANSWER_SECONDS, self._process.kill)
+        seconds = max(0.0, self._seconds_left())
+        deadline = threading.Timer(seconds, self._end)
         deadline.start()
         try:
             self._process.stdin.write(json.dumps(record) + "\n")
@@ -111,6 +114,8 @@ class Process:
             line = ""
         finally:
             deadline.cancel()
+        if self._late:
+            raise WorkerError(f"did not answer within the {seconds:.0f} s that were left; ended")
         if not line:
             raise WorkerError(f"ended with status {self._process.wait()}: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
@@ -130,6 +135,10 @@ class Process:
             self._process.wait()
         self._log.close()
 
+    def _end(self) -> None:
+        self._late = True
+        self._process.kill()
+
     def _last_words(self) -> str:
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
@@ -142,10 +151,16 @@ class WorkerPool:
     Args:
         pythons: environment -> its python, or why there is none.
         threads: for each worker.
+        seconds_left: how long an answer may take from now on.
     """
 
-    def __init__(self, pythons: Mapping[str, Path | str], threads: int) -> None:
-        self._pythons, self._threads = pythons, threads
+    def __init__(
+        self,
+        pythons: Mapping[str, Path | str],
+        threads: int,
+        seconds_left: Callable[[], float] = lambda: ANSWER_SECONDS,
+    ) -> None:
+        self._pythons, self._threads, self._seconds_left = pythons, threads, seconds_left
         self._running: dict[str, Process] = {}
         self._failed: dict[str, str] = {}
 
@@ -168,13 +183,21 @@ class WorkerPool:
             raise WorkerError(self._failed[key])
         if isinstance(python, str):
             raise WorkerError(python)
+        if self._seconds_left() <= 0:
+            raise WorkerError("no time was left for it")
         if key not in self._running:
             try:
-                self._running[key] = Process(python, worker, self._threads)
+                self._running[key] = Process(python, worker, self._threads, self._seconds_left)
             except WorkerError as error:
                 self._failed[key] = str(error)
                 raise
         return self._running[key]
+
+    def discard(self, worker: Worker) -> None:
+        """End a worker, whose process may be broken; the next case begins another."""
+        process = self._running.pop(_key(worker), None)
+        if process is not None:
+            process.close()
 
     def keep(self, workers: Iterable[Worker]) -> None:
         """End all workers but these."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import page
 from benchmarks.rounds import column, ratios, summary
 from benchmarks.table import PARTS
 
@@ -106,3 +107,11 @@ def test_the_page_of_dynamic_sampling_has_the_figures_that_were_measured():
     page = (ROOT / "docs" / "methods.md").read_text()
     lines = page.partition("| task | | groups with a signal")[2].split("\n\n")[0].splitlines()[2:]
     assert [[cell.removesuffix(" %") for cell in line.strip("| ").split(" | ")][-5:] for line in lines] == wanted
+
+
+def test_the_table_of_all_machines_is_what_their_results_say():
+    assert page.filled(PAGE) == PAGE, "run python -m benchmarks.page"
+    machines = page.committed()
+    assert len(machines) > 1 and all(page._heading(results["machine"]) in PAGE for results in machines)
+    written_by_hand = PAGE.replace(" rounds |", " round |")
+    assert page.filled(written_by_hand) != written_by_hand

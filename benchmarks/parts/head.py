@@ -36,10 +36,18 @@ def cases(scale: Scale) -> list[Case]:
     lengths: Sequence[int] = TOKENS
     if scale.quick:
         shapes, lengths = QUICK_SHAPES, QUICK_TOKENS
-    return [_case(scale, v, h, dtype, t) for v, h in shapes for dtype in scale.precisions for t in lengths]
+    return [case(scale, v, h, dtype, t) for v, h in shapes for dtype in scale.precisions for t in lengths]
 
 
-def _case(scale: Scale, vocabulary: int, hidden: int, dtype: str, tokens: int) -> Case:
+def case(scale: Scale, vocabulary: int, hidden: int, dtype: str, tokens: int) -> Case:
+    """Return the case of one shape.
+
+    Args:
+        scale: of the machine.
+        vocabulary, hidden: shape of the weight.
+        dtype: a key of `BYTES`.
+        tokens: how many.
+    """
     row = min(ROW, QUICK_TOKENS[0]) if scale.quick else ROW
     request = {"tokens": tokens, "vocabulary": vocabulary, "hidden": hidden, "dtype": dtype, "row": row}
     logits = tokens * vocabulary * BYTES[dtype]

@@ -34,13 +34,13 @@ def configuration(setup: Mapping[str, Any]) -> Run:
     """Return the run that a setup stands for; what a setup does not name is the default of `Run`.
 
     Args:
-        setup: model (a folder), precision, reward, prompts, samples, new_tokens, learning_rate; micro_batch_tokens and
-            checkpoint_activations, if they are not the defaults.
+        setup: model (a folder, or a function's name), precision, reward, prompts, samples, new_tokens, learning_rate;
+            micro_batch_tokens, checkpoint_activations and engine, if they are not the defaults.
 
     Returns:
         One optimiser update per rollout.
     """
-    optional = ("micro_batch_tokens", "checkpoint_activations")
+    optional = ("micro_batch_tokens", "checkpoint_activations", "engine")
     return configure(
         Run(),
         **{name: setup[name] for name in optional if name in setup},

@@ -13,6 +13,7 @@ from drpo import ops
 from drpo.objectives import REGISTRY
 from drpo.spec import parse_spec
 
+OBJECTIVE = "drpo(0.2)"
 LOGITS_AT_ONCE = 2**31
 """Bytes of logits that the matrix products alone are given room for; longer inputs go through in pieces."""
 
@@ -23,9 +24,14 @@ def linear_logprob(x: Inputs, part: str = "") -> None:
     (-(logp - x.behavior_logp).exp() * x.advantage).mean().backward()
 
 
-def linear_policy_loss(x: Inputs, part: str = "", spec: str = "drpo(0.2)") -> None:
+def linear_policy_loss(x: Inputs, part: str = "", spec: str = OBJECTIVE) -> None:
     """`drpo.ops.linear_policy_loss` with an objective."""
-    tokens = ops.SampledTokens(
+    ops.linear_policy_loss(x.hidden, head(x, part), sampled(x), parse_spec(spec, REGISTRY)).loss.backward()
+
+
+def sampled(x: Inputs) -> ops.SampledTokens:
+    """Return the tokens, all trained, with equal weights."""
+    return ops.SampledTokens(
         target=x.target,
         behavior_logp=x.behavior_logp,
         advantage=x.advantage,
@@ -33,7 +39,6 @@ def linear_policy_loss(x: Inputs, part: str = "", spec: str = "drpo(0.2)") -> No
         sequence=x.sequence,
         weight=torch.full_like(x.advantage, 1 / len(x.target)),
     )
-    ops.linear_policy_loss(x.hidden, head(x, part), tokens, parse_spec(spec, REGISTRY)).loss.backward()
 
 
 def head(x: Inputs, part: str) -> ops.Head:

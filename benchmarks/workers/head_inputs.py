@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
