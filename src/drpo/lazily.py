@@ -9,7 +9,7 @@ from typing import Any
 class _Later(ModuleType):
     """A library that is imported where something of it is first asked for.
 
-    It is not in `sys.modules`: `inspect`, which torch calls as it is imported, looks for `__file__` on everything there,
+    It is not in `sys.modules`: torch calls `inspect` as it is imported, which looks for `__file__` on everything there
     and would import the library.
     """
 

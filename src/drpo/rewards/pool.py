@@ -38,7 +38,7 @@ class RewardPool:
     reward marked `in_process` is called in this process instead. Child processes import the reward by its module and
     name, and they import the main script too: a script that uses a pool needs `if __name__ == "__main__":`.
 
-    Calls that take less than a millisecond are sent to a process by the dozen, which makes one after the other; each has
+    Calls of less than a millisecond are sent to a process by the dozen, which makes one after the other; each has
     its own deadline. If the process is lost in one of them, those after it are made in another.
 
     A process awaits many calls of an async reward at once. Where that process dies or hangs, each of its calls is tried
@@ -128,6 +128,7 @@ class RewardPool:
             return self._here(read)
         scores: dict[int, Scored] = {}
         jobs, in_work, at_once = deque(self._jobs(read)), {}, 1
+        most = 1 if is_async(self._reward) else _MOST_QUICK
         with self._pool.requests():
             while len(scores) < len(items):
                 for process in self._pool.workers:
@@ -135,7 +136,6 @@ class RewardPool:
                         given = self._next(jobs, read, at_once)
                         in_work |= {places[0]: places for places, _ in given}
                         process.give_all([(places[0], body) for places, body in given], self._limit(given[0][0]))
-                        at_once = 1 if is_async(self._reward) else min(2 * at_once, _MOST_QUICK)
                 for event in self._pool.attend():
                     places = in_work.pop(event.place)
                     jobs.extendleft(in_work.pop(place) for place in reversed(event.unbegun))
@@ -144,12 +144,12 @@ class RewardPool:
                         continue
                     found = self._scored(event.answer)
                     scores |= zip(places, found, strict=True)
-                    if isinstance(event.answer, Failure) or found[0].seconds > _QUICK_SECONDS:
-                        at_once = 1
+                    quick = not isinstance(event.answer, Failure) and found[0].seconds < _QUICK_SECONDS
+                    at_once = min(at_once + 1, most) if quick else 1
         return [scores[place] for place in range(len(items))]
 
     def _next(self, jobs: deque[Places], items: Sequence[Item], at_once: int) -> list[tuple[Places, bytes]]:
-        """Take the next jobs for one process, so that as many again are left for each; return them with their bodies."""
+        """Take the next jobs for one process, at most half of its share of what is left; return them with their bodies."""
         most, n_bytes = min(at_once, -(-len(jobs) // (2 * self.config.processes))), 0
         given: list[tuple[Places, bytes]] = []
         while len(given) < most and n_bytes < _MOST_BYTES:

@@ -82,7 +82,7 @@ class ProcessPool(Generic[T]):
             number = self.workers.index(worker)
             try:
                 for place, answer in worker.receive():
-                    events.append(Event(number, place, answer))  # noqa: PERF401 (those before a loss count)
+                    events.append(Event(number, place, answer))
             except LostError as lost:
                 if worker.place is not None:
                     events.append(Event(number, worker.place, lost.failure, worker.waiting))
