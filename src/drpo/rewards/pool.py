@@ -149,7 +149,7 @@ class RewardPool:
         return [scores[place] for place in range(len(items))]
 
     def _next(self, jobs: deque[Places], items: Sequence[Item], at_once: int) -> list[tuple[Places, bytes]]:
-        """Take the next jobs for one process, at most half of its share of what is left; return them with their bodies."""
+        """Take the next jobs of one process, at most half its share of what is left; return them with their bodies."""
         most, n_bytes = min(at_once, -(-len(jobs) // (2 * self.config.processes))), 0
         given: list[tuple[Places, bytes]] = []
         while len(given) < most and n_bytes < _MOST_BYTES:
