@@ -280,6 +280,7 @@ def test_it_reads_without_torch(whole: Path):
         "-0.0",
         '{"a": 1, "a": 2}',
         "1." + "5" * 25,
+        f"[{2**62}, 0.0000{2**62}]",
     ],
 )
 def test_a_record_means_what_json_says(text):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ _TEXTS = ("text", "prompt", "finish_reason")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
 _ZEROS_FOR_DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
+_LONG_NUMBER = re.compile(rb"(?<![0-9.])[0-9]{19}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is not text or not JSON, is nested too deeply, or has a whole number beyond 64 bits.
     """
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    if b"0" * 19 not in data.translate(_ZEROS_FOR_DIGITS):
+    if b"0" * 19 not in data.translate(_ZEROS_FOR_DIGITS) or not _LONG_NUMBER.search(data):  # the first is the quicker
         with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
             return msgspec.json.decode(data)
     try:

@@ -60,7 +60,7 @@ def unseal(line: bytes, seal: str | None) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError: not an answer, or not to this request.
     """
-    record: dict[str, Any] = json.loads(line)
+    record: dict[str, Any] = json.loads(line.decode())
     if seal is None or record["seal"] != seal:
         raise ValueError("not the answer to this request")
     return record
