@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workers.large_run import make
-from benchmarks.workers.marks import last_number
+from benchmarks.workers.marks import right, right_of_both
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.report.run_page import write_report
@@ -25,16 +25,6 @@ from drpo.train.records import ROLLOUTS
 from drpo.types import Problem
 
 Work = Callable[[], Any]
-
-
-def right(problem: Problem, text: str) -> float:
-    """A reward of a microsecond."""
-    return last_number(text, problem.answer)
-
-
-def right_of_both(item: tuple[Problem, str]) -> float:
-    """The same for `multiprocessing`, whose functions have one argument."""
-    return right(*item)
 
 
 class _Begun(NullCallback):

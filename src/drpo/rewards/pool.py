@@ -25,7 +25,7 @@ Places: TypeAlias = tuple[int, ...]
 _LONGEST_ANSWER = 1 << 16
 _MOST_AT_ONCE = 256
 """Items of one request to a process whose reward is async."""
-_MOST_QUICK, _MOST_BYTES, _QUICK_SECONDS = 64, 1 << 16, 1e-3
+_MOST_QUICK, _MOST_BYTES, _QUICK_SECONDS = 256, 1 << 16, 1e-3
 """Calls that a process is sent at once, the bytes from which on no further one, and the time of a quick call."""
 _GRACE_SECONDS = 2.0
 """After the limits of its calls, until a process that awaits them is taken for hung."""
