@@ -127,7 +127,8 @@ class RewardPool:
         if self._pool is None:
             return self._here(read)
         scores: dict[int, Scored] = {}
-        jobs, in_work, at_once = deque(self._jobs(read)), {}, 1
+        jobs, at_once = deque(self._jobs(read)), 1
+        in_work: dict[int, Places] = {}
         most = 1 if is_async(self._reward) else _MOST_QUICK
         with self._pool.requests():
             while len(scores) < len(items):
