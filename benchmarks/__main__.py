@@ -36,6 +36,7 @@ parts:
   turns    what the later turns of an episode cost, against one long turn
   resampling  groups with a signal, and the time of each, with --dynamic-sampling and without
   checkpointing  what an update costs and saves where layers are computed again
+  edges    quick rewards, the report and the resuming of a long run, a comparison of tiny trials
 
 Each peer is installed into .bench/PEER on first use. Every competitor loads its model once and they take turns, round
 by round, so that a machine that drifts meets all alike. One that cannot take part stands in the table with the reason.

@@ -309,6 +309,16 @@ def _tests_rows(case: Record) -> list[Row]:
     ]
 
 
+def _edges_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n in case["about"]):
+        seconds, cpu = column(rounds, name, "seconds"), spread(column(rounds, name, "cpu_seconds"))
+        extra = middle(column(rounds, name, "extra_bytes"), 2**-20)
+        rows.append([case["name"], name, spread(seconds), cpu, _against(case, name), extra, str(len(seconds))])
+    return rows
+
+
 Renderer = Callable[[Record], list[Row]]
 PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     "step": (
@@ -455,5 +465,14 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "Tests of the repository that need this hardware.",
         ("which", "passed", "failed", "skipped", "s"),
         _tests_rows,
+    ),
+    "edges": (
+        "Around the step",
+        "Rewards of a microsecond in processes; the report of a long run, against parsing its records; resuming it, "
+        "until the next step begins, against hashing its records; a comparison of tiny trials in one worker, started "
+        "as a command. Its runs are two steps of a tiny model and made-up records, 32 tokens a rollout, all trained. "
+        "CPU seconds are the worker's own, and in comparisons those of the command.",
+        ("case", "who", "s", "CPU s", "times the first", "extra MiB", "rounds"),
+        _edges_rows,
     ),
 }

@@ -1,12 +1,14 @@
 """The order of the rooms: nothing on the right is imported by anything on the left, at any depth of a file."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from drpo.lazily import lazily
 from support.sources import parsed
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
@@ -155,3 +157,14 @@ def test_importing_the_objectives_loads_torch_and_nothing_else():
 def test_what_a_configuration_and_a_reward_read_needs_no_torch():
     script = "import sys; from drpo.types import Problem, Sampling; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_looking_at_all_modules_does_not_import_a_lazy_library(tmp_path, monkeypatch):
+    """As `inspect.getmodule` does, which torch calls while it is imported: all libraries were imported by it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_later.py").write_text("answer = 42")
+    library = lazily("imported_later")
+    inspect.getmodule(inspect.currentframe())
+    assert not any(hasattr(module, "__file__") and module is library for module in [*sys.modules.values()])
+    assert "imported_later" not in sys.modules and not hasattr(library, "__file__")
+    assert library.answer == 42 and sys.modules["imported_later"].answer == 42

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pickle
@@ -23,7 +24,9 @@ from drpo.rewards.math import math_verify
 from drpo.rewards.worker import read_scores
 from drpo.spec import format_spec, parse_spec
 from drpo.types import Problem, RewardResult, Transcript
-from drpo.workers.serve import new_seal, unseal
+from drpo.workers.process import WorkerProcess
+from drpo.workers.serve import HEADER, new_seal, unseal
+from drpo.workers.serve import _given as given_requests
 from support import naughty_rewards, unimportable_reward
 from support.forks import fork
 
@@ -412,6 +415,42 @@ def test_an_old_answer_and_anothers_are_none():
     for other in (new, new_seal(1), None):
         with pytest.raises(ValueError, match="not the answer"):
             unseal(line, other)
+
+
+def test_quick_calls_are_sent_by_the_dozen_and_a_lost_one_costs_none_of_the_others(pool, monkeypatch):
+    sent = []
+    give_all = WorkerProcess.give_all
+
+    def noted(self, requests, seconds):
+        sent.append(len(requests))
+        give_all(self, requests, seconds)
+
+    monkeypatch.setattr(WorkerProcess, "give_all", noted)
+    texts = [*map(str, range(400))]
+    for place, deed in {150: "os._exit", 220: "answer for itself", 221: "hang", 300: "fork and die"}.items():
+        texts[place] = deed
+    expected = [OUTCOMES[text] if text in OUTCOMES else (float(text), None, None) for text in texts]
+    assert outcomes(pool.score(asking(texts))) == expected
+    assert max(sent) > 16 and len(sent) < 120
+
+
+def test_a_call_that_is_not_quick_is_sent_alone(pool, monkeypatch):
+    monkeypatch.setattr("drpo.rewards.pool._QUICK_SECONDS", 0.0)
+    sent = []
+    give_all = WorkerProcess.give_all
+    monkeypatch.setattr(
+        WorkerProcess, "give_all", lambda self, r, seconds: (sent.append(len(r)), give_all(self, r, seconds))
+    )
+    assert outcomes(pool.score(asking(map(str, range(40))))) == scored(*range(40))
+    assert sent == [1] * 40
+
+
+def test_a_process_reads_all_requests_that_come_at_once_before_it_handles_the_first():
+    frames = [(b"one", True), (b"", True), (b"three", False), (b"four", False)]
+    sealed = [(new_seal(i), *frame) for i, frame in enumerate(frames)]
+    pipe = io.BytesIO(b"".join(HEADER.pack(len(body), more, seal.encode()) + body for seal, body, more in sealed))
+    pairs = [(seal, body) for seal, body, _ in sealed]
+    assert [list(given_requests(pipe)) for _ in range(3)] == [pairs[:3], pairs[3:], []]
 
 
 def test_an_empty_list_has_no_marks(pool):

@@ -14,7 +14,19 @@ from drpo import cli
 from drpo.errors import InputError
 from drpo.train.callbacks import NullCallback
 from drpo.train.loop import train
-from drpo.train.records import CONFIG, EVALUATIONS, FILES, METRICS, MODEL, ROLLOUTS, SUMMARY, TIMING, Sum, read_records
+from drpo.train.records import (
+    CONFIG,
+    EVALUATIONS,
+    FILES,
+    METRICS,
+    MODEL,
+    ROLLOUTS,
+    SUMMARY,
+    TIMING,
+    Sum,
+    parse_json,
+    read_records,
+)
 from drpo.train.verify import verify
 from support.hand_run import conversation
 from support.runs import StopsAfter, assert_same_run
@@ -253,3 +265,32 @@ def test_it_reads_without_torch(whole: Path):
     program += "print(status, 'torch' in sys.modules or 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, whole], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 False"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN",
+        "[Infinity]",
+        "1e400",
+        '"\\ud800"',
+        str(2**63 - 1),
+        str(1 - 2**63),
+        "-0",
+        "-0.0",
+        '{"a": 1, "a": 2}',
+        "1." + "5" * 25,
+        f"[{2**62}, 0.0000{2**62}]",
+    ],
+)
+def test_a_record_means_what_json_says(text):
+    assert repr(parse_json(text)) == repr(parse_json(text.encode())) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [str(2**63), "9" * 30, "[01]", "1.", '"\x1f"', "[1,]", "", pytest.param("[" * 100_000, id="nested"), b"\xff"],
+)
+def test_what_is_no_json_or_too_large_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from benchmarks.cases import Case
 from benchmarks.parts import (
     checkpointing,
+    edges,
     growth,
     head,
     head_objectives,
@@ -30,6 +31,7 @@ PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
     "turns": turns.cases,
     "resampling": resampling.cases,
     "checkpointing": checkpointing.cases,
+    "edges": edges.cases,
 }
 
 __all__ = ["PARTS", "Scale"]

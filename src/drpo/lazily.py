@@ -1,18 +1,22 @@
 """Libraries that few runs need: each would cost every process of a run about a second at its start."""
 
 import sys
-from importlib.util import LazyLoader, find_spec, module_from_spec
+from importlib import import_module
 from types import ModuleType
-from typing import NoReturn
+from typing import Any
 
 
-class _Missing(ModuleType):
-    """What is in the place of a library that is not installed: it raises once something of it is needed."""
+class _Later(ModuleType):
+    """A library that is imported where something of it is first asked for.
 
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):  # of the import system and of `inspect`, which look for such on every module
+    It is not in `sys.modules`: torch calls `inspect` as it is imported, which looks for `__file__` on everything there
+    and would import the library.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
             raise AttributeError(name)
-        raise ModuleNotFoundError(f"No module named {self.__name__!r}", name=self.__name__)
+        return getattr(import_module(self.__name__), name)
 
 
 def lazily(name: str) -> ModuleType:
@@ -22,7 +26,7 @@ def lazily(name: str) -> ModuleType:
         name: of the library, without a dot.
 
     Returns:
-        The library, or what becomes it. Where it is not installed, the first attribute raises `ModuleNotFoundError`.
+        The library, or what stands for it. Where it is not installed, the first attribute raises `ModuleNotFoundError`.
 
     Example:
         >>> lazily("colorsys").rgb_to_hsv(1.0, 1.0, 1.0)
@@ -32,12 +36,4 @@ def lazily(name: str) -> ModuleType:
         ...
         ModuleNotFoundError: No module named 'no_colorsys'
     """
-    if (imported := sys.modules.get(name)) is not None:
-        return imported
-    spec = find_spec(name)
-    if spec is None or spec.loader is None:
-        return _Missing(name)
-    spec.loader = LazyLoader(spec.loader)
-    module = sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return sys.modules.get(name) or _Later(name)

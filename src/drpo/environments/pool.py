@@ -191,6 +191,6 @@ def _pool(maker: EnvironmentMaker, config: EnvironmentConfig) -> ProcessPool[Ans
     name = name_of(maker)
     handler = pickled("environment", name, worker.EpisodeHandler(maker))
     # Whatever of this room the maker imports, such as the schemas of tools, takes seconds to import.
-    preload([module for module in sys.modules if module.startswith("drpo.environments.")])
+    preload([m for m in sys.modules if m.startswith("drpo.environments.")], getattr(maker, "__module__", None) or "")
     service = Service("environment", handler, of_record, _LONGEST_ANSWER, config.memory_gb)
     return ProcessPool(service, name, config.processes)

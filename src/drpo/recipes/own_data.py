@@ -166,8 +166,8 @@ def n_held_out(questions: int) -> int:
 
 def neutral(task: Records, model: str = SMOLLM2) -> Run:
     """Return the run for a user's data, before anything is measured; `fitted` follows."""
-    # Samples, updates and radius are the demo's. It has 16 prompts, of a few words; with a system message and examples a
-    # step of as many takes 30 s on two cores without bf16, and half of them teach as much in 20 steps.
+    # Samples, updates and radius are the demo's. It has 16 prompts, of a few words; with a system message and examples
+    # a step of as many takes up to 30 s on two cores without bf16.
     prompts = min(8, task.counts.train)
     return Run(
         name=re.sub(r"[^\w.-]+", "-", Path(task.path).name.split(".")[0]) or "own",

@@ -40,7 +40,8 @@ def table(rollouts: Rollouts, ids: NDArray[np.int64], pieces: Sequence[Piece] | 
     records = [c.record for c in rollouts.completions]
     questions = {(r["prompt"], r["answer"]): None for r in records}
     place = {question: i for i, question in enumerate(questions)}
-    known = None if pieces is None else dict(zip(ids.tolist(), pieces, strict=True))
+    texts = None if pieces is None else ["" if p.special else p.text for p in pieces]
+    known = None if texts is None else dict(zip(ids.tolist(), texts, strict=True))
     return {
         **{name: [r.get(name) for r in records] for name in _PLAIN},
         "questions": [list(q) for q in questions],
@@ -59,12 +60,9 @@ def table(rollouts: Rollouts, ids: NDArray[np.int64], pieces: Sequence[Piece] | 
     }
 
 
-def _unsaid(text: str, ids: NDArray[np.int64], known: Mapping[int, Piece] | None) -> str | None:
-    """A text; None where it is the pieces of these ids, one after the other."""
-    if known is None:
-        return text
-    pieces = [known[i] for i in ids.tolist()]
-    return None if text == "".join(p.text for p in pieces if not p.special) else text
+def _unsaid(text: str, ids: NDArray[np.int64], known: Mapping[int, str] | None) -> str | None:
+    """A text; None where it is what these ids stand for, one after the other."""
+    return None if known is not None and text == "".join([known[i] for i in ids.tolist()]) else text
 
 
 def _gaps(completion: Sampled) -> list[list[int]] | None:
@@ -75,7 +73,7 @@ def _gaps(completion: Sampled) -> list[list[int]] | None:
     return spans
 
 
-def _conversation(completion: Sampled, known: Mapping[int, Piece] | None) -> dict[str, Any] | None:
+def _conversation(completion: Sampled, known: Mapping[int, str] | None) -> dict[str, Any] | None:
     """The messages of an episode, its turns and what is to be said of it; None where it was in no environment."""
     record = completion.record
     if "messages" not in record:
@@ -103,12 +101,13 @@ def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> tuple[dict[str, Place
     order = np.argsort(ids, kind="stable")
     token = order[np.searchsorted(ids[order], _all(rollouts.completions, lambda c: c.token_ids, np.int64))]
     trained = list(rollouts.trained())
-    numbers = {"mu": _all(rollouts.completions, lambda c: c.mu, np.float64)}
+    told = {"mu": three_digits(_all(rollouts.completions, lambda c: c.mu, np.float64))}
     for name in ("pi", "ratio", "prob_diff", "weight"):
-        numbers[name] = _all([seen for _, seen in trained], attrgetter(name), np.float64)
-    if any(len(np.unique(seen.advantage)) > 1 for _, seen in trained):
-        numbers["advantage"] = _all([seen for _, seen in trained], attrgetter("advantage"), np.float64)
-    told = {name: three_digits(values) for name, values in numbers.items()}
+        told[name] = three_digits(_all([seen for _, seen in trained], attrgetter(name), np.float64))
+    advantage = _all([seen for _, seen in trained], attrgetter("advantage"), np.float64)
+    first = np.repeat([seen.advantage[0] for _, seen in trained], [len(seen.advantage) for _, seen in trained])
+    if (advantage != first).any():
+        told["advantage"] = three_digits(advantage)
     places = {
         "length": np.array([len(c.token_ids) for c in rollouts.completions], dtype=np.uint32),
         "n_trained": np.array([c.trained.sum() for c in rollouts.completions], dtype=np.uint32),
@@ -127,11 +126,24 @@ def three_digits(values: NDArray[np.float64]) -> tuple[list[float], Places]:
         ([-2.0, 0.0, 0.123, 0.5], [3, 2, 0, 1, 2])
     """
     size = np.where(values == 0, 1.0, np.abs(values))
-    unit = 10.0 ** (np.floor(np.log10(size)) - 2)
-    decimals, places = np.unique(np.rint(values / unit) * unit, return_inverse=True)
-    return [float(f"{x:.3g}") for x in decimals], places.astype(np.uint32)
+    exponent = np.floor(np.log10(size)) - 2
+    least, greatest = exponent.min(initial=0.0), exponent.max(initial=0.0)
+    if not -300 < least <= greatest < 300:  # NaN too
+        unit = 10.0**exponent
+        decimals, places = np.unique(np.rint(values / unit) * unit, return_inverse=True)
+        return [float(f"{x:.3g}") for x in decimals], places.astype(np.uint32)
+    # Numbers of three digits are few: those that occur are marked in a table, and all others need no sorting.
+    units = 10.0 ** np.arange(least, greatest + 1)
+    row = (exponent - least).astype(np.int64)
+    digits = np.rint(values / units[row]).astype(np.int64)
+    table = np.zeros((len(units), 2001), np.uint32)
+    table[row, digits + 1000] = 1
+    at = np.nonzero(table)
+    decimals, place = np.unique((at[1] - 1000) * units[at[0]], return_inverse=True)
+    table[at] = place
+    return [float(f"{x:.3g}") for x in decimals], table[row, digits + 1000]
 
 
 def _all(items: Sequence[Any], column: Callable[[Any], NDArray[Any]], dtype: type) -> NDArray[Any]:
     """One column of all items, end to end."""
-    return np.concatenate([np.empty(0, dtype), *(np.asarray(column(i), dtype=dtype) for i in items)])
+    return np.concatenate([np.empty(0, dtype), *map(column, items)], dtype=dtype)

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,15 @@ def finite(value: Any) -> Any:
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON-like data as JSON in ASCII; half a surrogate pair in a text stays what it is."""
-    return json.dumps(finite(value), allow_nan=False, separators=(",", ":")).encode("ascii")
+    dumps = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+    try:
+        text = dumps(value)
+    except (
+        ValueError,
+        TypeError,
+    ):  # a number that JSON does not have, or a mapping that is no dict: copying takes long
+        text = dumps(finite(value))
+    return text.encode("ascii")
 
 
 def column_bytes(column: NDArray[np.uint32]) -> bytes:

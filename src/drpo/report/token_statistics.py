@@ -1,9 +1,9 @@
 """The tokens of a run as its updates saw them: rollouts.jsonl and the objective, put together again."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
+from itertools import accumulate, chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import REGISTRY, Objective, gradient_weight, out_of_region, prob_diff, ratio
+from drpo.objectives import REGISTRY, Objective, gradient_weight, out_of_region, prob_diff, ratio, reads_batch
 from drpo.spec import parse_spec, runs_code
 from drpo.train.chapters import read_chapters, value_at
 from drpo.train.records import METRICS, ROLLOUTS, read_lines, read_records
@@ -40,7 +40,10 @@ PER_TOKEN = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+_LEFT_OUT = frozenset((*PER_TOKEN, "branches"))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class TokenStatistics:
     """What updates saw of the T trained tokens of one completion; every array has shape [T].
 
@@ -61,9 +64,9 @@ class TokenStatistics:
     out_of_region: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Sampled:
-    """A completion of a run.
+    """A completion of a run; its arrays are parts of those of its step.
 
     Args:
         record: its record of rollouts.jsonl, without what is one per token.
@@ -143,28 +146,41 @@ def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective, sequ
         objective: the run's.
         sequence: what it took as one sequence, "episode" or "turn".
     """
-    trained = trained_rows(records, sequence)
     statistics: dict[int, list[TokenStatistics]] = {}
-    for update in sorted({row.tokens["update"] for row in trained}):
-        of_update = [row for row in trained if row.tokens["update"] == update]
-        for row, seen in zip(of_update, asked(of_update, objective), strict=True):
+    for rows in _asked_together(trained_rows(records, sequence), objective):
+        for row, seen in zip(rows, asked(rows, objective), strict=True):
             statistics.setdefault(row.episode, []).append(seen)
-    return [_sampled(record, statistics.get(i, [])) for i, record in enumerate(records)]
+    own = [sequences(record) for record in records]
+    lengths = [[len(s["behavior_logp"]) for s in of_one] for of_one in own]
+    every = [s for of_one in own for s in of_one]
+    token_ids = np.fromiter(chain.from_iterable(map(sampled_ids, every)), np.int64)
+    mu = np.exp(np.fromiter(chain.from_iterable(s["behavior_logp"] for s in every), np.float64))
+    trained = np.repeat(np.array(["logp" in s for s in every], dtype=bool), [n for of_one in lengths for n in of_one])
+    return [
+        Sampled(
+            record={name: value for name, value in record.items() if name not in _LEFT_OUT},
+            token_ids=token_ids[span],
+            mu=mu[span],
+            trained=trained[span],
+            lengths=tuple(of_one),
+            state="trained" if i in statistics else "unscored" if record.get("reward") is None else "skipped",
+            statistics=_joined(statistics[i]) if i in statistics else None,
+        )
+        for i, (record, of_one, span) in enumerate(zip(records, lengths, _spans(map(sum, lengths)), strict=True))
+    ]
 
 
-def _sampled(record: Mapping[str, Any], statistics: Sequence[TokenStatistics]) -> Sampled:
-    """A completion, with the statistics of those of its sequences that were trained."""
-    own = sequences(record)
-    lengths = [len(s["behavior_logp"]) for s in own]
-    return Sampled(
-        record={k: v for k, v in record.items() if k not in (*PER_TOKEN, "branches")},
-        token_ids=np.array([i for s in own for i in sampled_ids(s)], dtype=np.int64),
-        mu=np.exp(np.array([x for s in own for x in s["behavior_logp"]], dtype=np.float64)),
-        trained=np.repeat(np.array(["logp" in s for s in own], dtype=bool), lengths),
-        lengths=tuple(lengths),
-        state="trained" if statistics else "unscored" if record.get("reward") is None else "skipped",
-        statistics=_joined(statistics) if statistics else None,
-    )
+def _asked_together(rows: Sequence[TrainedRow], objective: Objective) -> list[list[TrainedRow]]:
+    """Those of each update; all at once where the objective asks each token alone."""
+    if objective.tokenwise and not reads_batch(objective):
+        return [list(rows)] if rows else []
+    updates = sorted({row.tokens["update"] for row in rows})
+    return [[row for row in rows if row.tokens["update"] == update] for update in updates]
+
+
+def _spans(lengths: Iterable[int]) -> list[slice]:
+    """Where each of some parts lies, one after the other."""
+    return [slice(first, behind) for first, behind in pairwise(accumulate(lengths, initial=0))]
 
 
 def _joined(parts: Sequence[TokenStatistics]) -> TokenStatistics:
@@ -177,34 +193,38 @@ def asked(rows: Sequence[TrainedRow], objective: Objective) -> list[TokenStatist
     """Return what the objective says of each row of one update.
 
     Args:
-        rows: all of the same update.
+        rows: all of the same update, or of several where it asks each token alone.
         objective: the run's.
     """
-    lengths = [len(r.units) for r in rows]
     tokens = tokens_of(rows)
     weight = gradient_weight(objective, tokens)
     left = out_of_region(objective, tokens)
     left = torch.zeros_like(tokens.keep) if left is None else left
-    columns = (ratio(tokens), prob_diff(tokens), weight, tokens.advantage, left)
-    parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
-    return [TokenStatistics(*(part.numpy() for part in of_one)) for of_one in parts]
+    pi = tokens.logp.double().exp()
+    columns = [c.numpy() for c in (pi, ratio(tokens), prob_diff(tokens), weight, tokens.advantage, left)]
+    return [TokenStatistics(*(c[span] for c in columns)) for span in _spans(len(r.units) for r in rows)]
 
 
 def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
     """Return the sampled tokens of some rows, in order."""
 
     def column(name: str) -> torch.Tensor:
-        return torch.tensor([x for r in rows for x in r.tokens[name]], dtype=torch.float32)
+        return _float32(chain.from_iterable(r.tokens[name] for r in rows))
 
     sequence = torch.tensor(unit_numbers(rows), dtype=torch.int64)
     scores = token_scores(rows)
     return Tokens(
         logp=column("logp"),
         behavior_logp=column("behavior_logp"),
-        advantage=torch.tensor([a for r in rows for a in token_advantages(r.tokens)], dtype=torch.float32),
+        advantage=_float32(chain.from_iterable(token_advantages(r.tokens) for r in rows)),
         keep=torch.ones_like(sequence, dtype=torch.bool),
         sequence=sequence,
         divergence=column("divergence") if "divergence" in rows[0].tokens else None,
         proximal_logp=column("proximal_logp") if "proximal_logp" in rows[0].tokens else None,
-        score=None if scores is None else torch.tensor(scores, dtype=torch.float32),
+        score=None if scores is None else _float32(scores),
     )
+
+
+def _float32(numbers: Iterable[float]) -> torch.Tensor:
+    with np.errstate(over="raise"):
+        return torch.from_numpy(np.fromiter(numbers, np.float64).astype(np.float32))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Lock
+from typing import TypeAlias
 from zlib import crc32
 
 from drpo.errors import InputError, counted, describe
@@ -19,9 +20,13 @@ from drpo.types import Failure, Problem, Transcript
 from drpo.workers.pool import ProcessPool, pickled
 from drpo.workers.process import Service, preload
 
+Places: TypeAlias = tuple[int, ...]
+"""Of the items of one request, among all."""
 _LONGEST_ANSWER = 1 << 16
 _MOST_AT_ONCE = 256
 """Items of one request to a process whose reward is async."""
+_MOST_QUICK, _MOST_BYTES, _QUICK_SECONDS = 256, 1 << 16, 1e-3
+"""Calls that a process is sent at once, the bytes from which on no further one, and the time of a quick call."""
 _GRACE_SECONDS = 2.0
 """After the limits of its calls, until a process that awaits them is taken for hung."""
 
@@ -32,6 +37,9 @@ class RewardPool:
     The reward runs in child processes. If it hangs, crashes, forks or calls `os._exit`, only its own score is lost. A
     reward marked `in_process` is called in this process instead. Child processes import the reward by its module and
     name, and they import the main script too: a script that uses a pool needs `if __name__ == "__main__":`.
+
+    Calls of less than a millisecond are sent to a process by the dozen, which makes one after the other; each has
+    its own deadline. If the process is lost in one of them, those after it are made in another.
 
     A process awaits many calls of an async reward at once. Where that process dies or hangs, each of its calls is tried
     again alone.
@@ -119,21 +127,37 @@ class RewardPool:
         if self._pool is None:
             return self._here(read)
         scores: dict[int, Scored] = {}
-        jobs, in_work = deque(self._jobs(read)), {}
+        jobs, at_once = deque(self._jobs(read)), 1
+        in_work: dict[int, Places] = {}
+        most = 1 if is_async(self._reward) else _MOST_QUICK
         with self._pool.requests():
             while len(scores) < len(items):
                 for process in self._pool.workers:
                     if jobs and process.free:
-                        places = jobs.popleft()
-                        in_work[places[0]] = places
-                        process.give(places[0], _pack([read[i] for i in places]), self._limit(places))
+                        given = self._next(jobs, read, at_once)
+                        in_work |= {places[0]: places for places, _ in given}
+                        process.give_all([(places[0], body) for places, body in given], self._limit(given[0][0]))
                 for event in self._pool.attend():
                     places = in_work.pop(event.place)
+                    jobs.extendleft(in_work.pop(place) for place in reversed(event.unbegun))
                     if len(places) > 1 and not _answers(event.answer, places):
                         jobs.extend((place,) for place in places)  # one of them took the process from all
-                    else:
-                        scores |= zip(places, self._scored(event.answer), strict=True)
+                        continue
+                    found = self._scored(event.answer)
+                    scores |= zip(places, found, strict=True)
+                    quick = not isinstance(event.answer, Failure) and found[0].seconds < _QUICK_SECONDS
+                    at_once = min(at_once + 1, most) if quick else 1
         return [scores[place] for place in range(len(items))]
+
+    def _next(self, jobs: deque[Places], items: Sequence[Item], at_once: int) -> list[tuple[Places, bytes]]:
+        """Take the next jobs of one process, at most half its share of what is left; return them with their bodies."""
+        most, n_bytes = min(at_once, -(-len(jobs) // (2 * self.config.processes))), 0
+        given: list[tuple[Places, bytes]] = []
+        while len(given) < most and n_bytes < _MOST_BYTES:
+            places = jobs.popleft()
+            given.append((places, _pack([items[i] for i in places])))
+            n_bytes += len(given[-1][1])
+        return given
 
     def _here(self, items: Sequence[Item]) -> list[Scored]:
         """Score in this process."""
@@ -144,7 +168,7 @@ class RewardPool:
         with ThreadPoolExecutor(1) as apart:  # this thread may have an event loop: a notebook's has
             return apart.submit(asyncio.run, call_all(self._reward, items, self._seconds)).result()
 
-    def _jobs(self, items: Sequence[Item]) -> list[tuple[int, ...]]:
+    def _jobs(self, items: Sequence[Item]) -> list[Places]:
         """Return the places of the items of each request: one, or of an async reward many.
 
         A text always goes to the same process, which may know its score.
@@ -157,7 +181,7 @@ class RewardPool:
             shares[crc32(text.encode("utf-8", "replace")) % len(shares)].append(place)
         return [tuple(s[i : i + _MOST_AT_ONCE]) for s in shares for i in range(0, len(s), _MOST_AT_ONCE)]
 
-    def _limit(self, places: Sequence[int]) -> float:
+    def _limit(self, places: Places) -> float:
         """Return the deadline of a request."""
         if not is_async(self._reward):
             return self._seconds
@@ -183,14 +207,14 @@ def _require_one(reward: Reward, scores: Sequence[Scored]) -> None:
         raise InputError(f"{part_name(reward)}: {asked} asked for, none given: {failures[0].text}")
 
 
-def _answers(answer: list[Scored] | Failure, places: Sequence[int]) -> bool:
+def _answers(answer: list[Scored] | Failure, places: Places) -> bool:
     return not isinstance(answer, Failure) and len(answer) == len(places)
 
 
 def _pool(reward: Reward, config: RewardConfig, seconds: float) -> ProcessPool[list[Scored]]:
     name, module = name_of(reward), getattr(reward, "__module__", None) or ""
     handler = pickled("reward", name, worker.Scorer(reward, seconds))
-    preload([worker.__name__, *([module] if module.startswith("drpo.") else [])])
+    preload([worker.__name__], module)
     longest = _LONGEST_ANSWER * (_MOST_AT_ONCE if is_async(reward) else 1)
     return ProcessPool(
         Service("reward", handler, worker.read_scores, longest, config.memory_gb), name, config.processes

@@ -2,7 +2,7 @@
 
 import asyncio
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,12 +35,18 @@ class Scorer:
                 scores = [call(self.reward, problem, answer) for problem, answer in items]
         except BaseException as error:  # unreadable items, or a KeyboardInterrupt that the reward raised
             scores = [Scored(None, Failure("raised", describe(error)), 0.0)]
-        return {"scores": [asdict(scored) for scored in scores]}
+        return {"scores": [_record(scored) for scored in scores]}
 
     @cached_property
     def _loop(self) -> asyncio.Runner:
         """The process's event loop; connections that a reward keeps open belong to it."""
         return asyncio.Runner()
+
+
+def _record(scored: Scored) -> dict[str, Any]:
+    """`dataclasses.asdict`, which takes longer than a quick reward."""
+    result, failure = scored.result, scored.failure
+    return vars(scored) | {"result": result and vars(result), "failure": failure and vars(failure)}
 
 
 def read_scores(record: dict[str, Any]) -> list[Scored]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -36,6 +38,8 @@ _SFT_FIELDS = {"task": "data.path", "objective": "kind", "eval_problems": "data.
 _TEXTS = ("text", "prompt", "finish_reason")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
+_ZEROS_FOR_DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
+_LONG_NUMBER = re.compile(rb"(?<![0-9.])[0-9]{19}")
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,16 @@ def read_written(path: Path, written: Written) -> Sum:
 def parse_json(text: str | bytes) -> Any:
     """Return what JSON says; NaN and infinities are numbers here, as in metrics.
 
+    msgspec reads it where it can, six times as fast as `json`; it lets whole numbers beyond 64 bits pass, and refuses
+    NaN and half a surrogate pair.
+
     Raises:
         ValueError: it is not text or not JSON, is nested too deeply, or has a whole number beyond 64 bits.
     """
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if b"0" * 19 not in data.translate(_ZEROS_FOR_DIGITS) or not _LONG_NUMBER.search(data):  # the first is the quicker
+        with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+            return msgspec.json.decode(data)
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:

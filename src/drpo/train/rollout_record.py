@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, TypedDict
 
 import msgspec
@@ -80,8 +80,14 @@ def sampled_ids(sequence: Record) -> list[int]:
 
 
 def sampled_lengths(record: Record) -> list[int]:
-    """Return the number of sampled tokens of each sequence of an episode."""
-    return [len(sampled_positions(s)) for s in sequences(record)]
+    """Return the number of sampled tokens of each sequence of an episode.
+
+    Example:
+        >>> sampled_lengths({"token_ids": [7, 8, 9, 0], "sampled": [[0, 1], [2, 4]], "branches": [{"token_ids": [8]}]})
+        [3, 1]
+    """
+    spans = (s.get("sampled", ((0, len(s["token_ids"])),)) for s in sequences(record))
+    return [sum(behind - first for first, behind in of_one) for of_one in spans]
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def trained_rows(records: Sequence[Record], sequence: str) -> list[TrainedRow]:
     for i, record in enumerate(records):
         lengths = sampled_lengths(record)
         turns = record.get("turns", [sum(lengths)]) if sequence == "turn" else [sum(lengths)]
-        units = iter([(i, unit) for unit, n in enumerate(turns) for _ in range(n)])
+        units = chain.from_iterable(((i, unit),) * n for unit, n in enumerate(turns))
         of_rows = [tuple(islice(units, n)) for n in lengths]
         pairs = zip(sequences(record), of_rows, strict=True)
         found += [TrainedRow(i, row, u, record.get("reward")) for row, u in pairs if "logp" in row]

@@ -20,11 +20,13 @@ class Event(NamedTuple, Generic[T]):
         worker: number of the process that had the request.
         place: identifies the request.
         answer: as `Service.read` returned it.
+        unbegun: the requests that the process was given after this one and has not begun, where it was lost.
     """
 
     worker: int
     place: int
     answer: T | Failure
+    unbegun: tuple[int, ...] = ()
 
 
 class ProcessPool(Generic[T]):
@@ -75,21 +77,19 @@ class ProcessPool(Generic[T]):
         Raises:
             InputError: a process died and could not be started again.
         """
-        wait(self.workers)
-        events = []
-        for number, worker in enumerate(list(self.workers)):
-            place = worker.place
-            answer: T | Failure | None
+        events: list[Event[T]] = []
+        for worker in wait(self.workers):
+            number = self.workers.index(worker)
             try:
-                answer = worker.receive()
+                for place, answer in worker.receive():
+                    events.append(Event(number, place, answer))
             except LostError as lost:
-                answer = lost.failure
+                if worker.place is not None:
+                    events.append(Event(number, worker.place, lost.failure, worker.waiting))
                 self._replace(number, lost.failure)
             else:
                 if worker.says_more:
                     self._replace(number, self._service.invalid)
-            if answer is not None and place is not None:
-                events.append(Event(number, place, answer))
         return events
 
     def _fill(self) -> None:

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -18,7 +19,7 @@ START_SECONDS = 120.0  # a process imports torch and the user's module, on a bus
 REMEDY = "define it at the top level of a module, or declare it with drpo.rewards.in_process"
 _LONGEST_WAIT = 86400.0  # seconds; poll counts milliseconds in 31 bits; the loop waits again
 _CHUNK = 1 << 16
-_PRELOADED = ["__main__", serve.__name__, "torch"]
+_PRELOADED = ["__main__", serve.__name__]
 _SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
 T = TypeVar("T")
@@ -75,14 +76,23 @@ class WorkerProcess(Generic[T]):
             theirs.close()
             os.set_blocking(ours.fileno(), False)
         self.ready = False
-        self.place: int | None = None  # of the request in work
         self._service = service
-        self._seal: str | None = None  # of the request in work
+        self._in_work: deque[tuple[int, str]] = deque()  # place and seal of each request without an answer, in order
         self._given = 0
         self._unsent = memoryview(b"")
         self._received = bytearray()
         self._seconds = START_SECONDS
         self._deadline = time.perf_counter() + START_SECONDS
+
+    @property
+    def place(self) -> int | None:
+        """Identifies the request in work; None without one."""
+        return self._in_work[0][0] if self._in_work else None
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The places of the requests that come after the one in work."""
+        return tuple(place for place, _ in self._in_work)[1:]
 
     @property
     def free(self) -> bool:
@@ -100,9 +110,22 @@ class WorkerProcess(Generic[T]):
             body: as the service's handler reads it.
             seconds: until the answer must be there.
         """
-        self.place, self._given = place, self._given + 1
-        self._seal = serve.new_seal(self._given)
-        self._unsent = memoryview(serve.HEADER.pack(len(body), self._seal.encode()) + body)
+        self.give_all([(place, body)], seconds)
+
+    def give_all(self, requests: Sequence[tuple[int, bytes]], seconds: float) -> None:
+        """Send requests, at least one, which are handled one after the other, and start the deadline of the first.
+
+        Args:
+            requests: place and body of each; see `give`.
+            seconds: until an answer must be there, after the one before.
+        """
+        sent = []
+        for left, (place, body) in zip(reversed(range(len(requests))), requests, strict=True):
+            self._given += 1
+            seal = serve.new_seal(self._given)
+            self._in_work.append((place, seal))
+            sent += [serve.HEADER.pack(len(body), left > 0, seal.encode()), body]
+        self._unsent = memoryview(b"".join(sent))
         self._seconds, self._deadline = seconds, time.perf_counter() + seconds
 
     @property
@@ -110,14 +133,14 @@ class WorkerProcess(Generic[T]):
         """Whether unexpected output followed its last answer."""
         return self.place is None and bool(self._received)
 
-    def receive(self) -> T | None:
+    def receive(self) -> Iterator[tuple[int, T]]:
         """Send and receive what is possible without blocking.
 
-        Returns:
-            An answer, if a whole one has arrived.
+        Yields:
+            The place and the answer of each request whose answer has arrived.
 
         Raises:
-            LostError: the process died, timed out or sent an invalid answer.
+            LostError: the process died, timed out or sent an invalid answer to the request in work.
         """
         with suppress(BlockingIOError, BrokenPipeError):
             if self._unsent:
@@ -128,9 +151,12 @@ class WorkerProcess(Generic[T]):
         self._received += chunk or b""
         end = self._received.find(b"\n", before)
         if end >= 0:
-            line = bytes(self._received[:end])
-            del self._received[: end + 1]
-            return self._read(line)
+            while end >= 0:
+                line = bytes(self._received[:end])
+                del self._received[: end + 1]
+                yield from self._read(line)
+                end = -1 if self.place is None else self._received.find(b"\n")
+            return
         if chunk == b"" or not self._process.is_alive():
             raise LostError(self._death())
         if len(self._received) >= self._service.longest:
@@ -138,21 +164,22 @@ class WorkerProcess(Generic[T]):
         if time.perf_counter() >= self._deadline:
             late = "timed out" if self.ready else "not started"
             raise LostError(Failure("timed_out", f"{late} after {self._seconds:g} s"))
-        return None
 
-    def _read(self, line: bytes) -> T | None:
+    def _read(self, line: bytes) -> Iterator[tuple[int, T]]:
         try:
             if self.ready:
-                answer = self._service.read(serve.unseal(line, self._seal))
-                self.place, self._seal, self._deadline = None, None, math.inf
-                return answer
+                place, seal = self._in_work[0] if self._in_work else (-1, None)
+                answer = self._service.read(serve.unseal(line, seal))
+                self._in_work.popleft()
+                self._deadline = time.perf_counter() + self._seconds if self._in_work else math.inf
+                yield place, answer
+                return
             problem = json.loads(line)["problem"]
         except (ValueError, KeyError, TypeError):
             raise LostError(self._service.invalid) from None
         if problem is not None:
             raise LostError(Failure("raised", f"{problem}; {REMEDY}"))
         self.ready, self._deadline = True, math.inf
-        return None
 
     def _death(self) -> Failure:
         self._process.join(1.0)
@@ -170,25 +197,34 @@ class WorkerProcess(Generic[T]):
         self._answers.close()
 
 
-def wait(workers: Sequence[WorkerProcess[Any]]) -> None:
-    """Wait until a process has sent output, accepts more input, has died, or is past its deadline."""
-    poll = select.poll()
+def wait(workers: Sequence[WorkerProcess[T]]) -> list[WorkerProcess[T]]:
+    """Wait until a process has sent output, accepts more input, has died, or is past its deadline; return such."""
+    poll, files = select.poll(), {}
     for one in workers:
-        poll.register(one._answers.fileno(), select.POLLIN)
-        poll.register(one._process.sentinel, select.POLLIN)
+        waited_for = [(one._answers.fileno(), select.POLLIN), (one._process.sentinel, select.POLLIN)]
         if one._unsent:
-            poll.register(one._requests.fileno(), select.POLLOUT)
+            waited_for.append((one._requests.fileno(), select.POLLOUT))
+        for file, event in waited_for:
+            poll.register(file, event)
+            files[file] = one
     left = min(one._deadline for one in workers) - time.perf_counter()
-    poll.poll(None if left == math.inf else math.ceil(1000 * min(max(left, 0.0), _LONGEST_WAIT)))
+    ready = poll.poll(None if left == math.inf else math.ceil(1000 * min(max(left, 0.0), _LONGEST_WAIT)))
+    now, active = time.perf_counter(), {id(files[file]) for file, _ in ready}
+    return [one for one in workers if id(one) in active or now >= one._deadline]
 
 
-def preload(modules: Sequence[str]) -> None:
+def preload(modules: Sequence[str], code: str) -> None:
     """Have modules imported once, before any process is forked, as long as none was; importing them must not fail.
 
-    So a killed process is replaced in milliseconds. torch is among them because importing it would cost every process
-    seconds. A user's module is not: an error in it would silently end the server that forks.
+    So a killed process is replaced in milliseconds. Code of the user may import torch, which would cost every process
+    seconds, so it is among them. The user's module is not: an error in it would silently end the server that forks.
+
+    Args:
+        modules: of the package.
+        code: the module of what the processes run; one of the package is imported too.
     """
-    _PRELOADED.extend(module for module in modules if module not in _PRELOADED)
+    known = code if code.startswith("drpo.") else "torch"
+    _PRELOADED.extend(module for module in (*modules, known) if module not in _PRELOADED)
 
 
 def _context() -> Any:

@@ -13,6 +13,7 @@ import secrets
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO, Protocol
 
@@ -22,8 +23,8 @@ from drpo.errors import describe
 from drpo.spec import SAFE_PATH
 from drpo.workers import processes
 
-HEADER = struct.Struct("!Q32s")
-"""The header of a request: the size in bytes of its body, and its seal."""
+HEADER = struct.Struct("!Q?32s")
+"""The header of a request: the size in bytes of its body, whether one more comes at once, and its seal."""
 
 
 class Handler(Protocol):
@@ -59,7 +60,7 @@ def unseal(line: bytes, seal: str | None) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError: not an answer, or not to this request.
     """
-    record: dict[str, Any] = json.loads(line)
+    record: dict[str, Any] = json.loads(line.decode())
     if seal is None or record["seal"] != seal:
         raise ValueError("not the answer to this request")
     return record
@@ -90,14 +91,25 @@ def serve(requests: "Connection[Any, Any]", answers: "Connection[Any, Any]", pic
 
 def _answer(requests: BinaryIO, answers: int, handler: Handler, spared: frozenset[int]) -> None:
     pid = os.getpid()
-    while header := requests.read(HEADER.size):
-        length, seal = HEADER.unpack(header)
-        record = handler.handle(requests.read(length))
-        if os.getpid() != pid:
-            os._exit(0)  # a fork that returned from the call
-        if not handler.keeps_processes:
-            processes.end_children(spared)
-        _write(answers, {"seal": seal.decode(), **record})
+    while given := list(_given(requests)):
+        for seal, body in given:
+            record = handler.handle(body)
+            if os.getpid() != pid:
+                os._exit(0)  # a fork that returned from the call
+            if not handler.keeps_processes:
+                processes.end_children(spared)
+            _write(answers, {"seal": seal, **record})
+
+
+def _given(requests: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Yield the seals and the bodies of the requests that were sent at once.
+
+    All are read before the first is handled: the user's code must not find the seals of later ones in the pipe.
+    """
+    more = True
+    while more and (header := requests.read(HEADER.size)):
+        length, more, seal = HEADER.unpack(header)
+        yield seal.decode(), requests.read(length)
 
 
 def _detach(keep: tuple[int, ...]) -> None:
