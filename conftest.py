@@ -14,6 +14,7 @@ FRAMEWORK = {
     "areal": "areal",
     "swift": "swift",
     "roll": "roll",
+    "torchtitan": "monarch",
 }
 MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is None]
 collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]

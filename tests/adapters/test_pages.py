@@ -8,7 +8,7 @@ import pytest
 from adapters.pages import PAGES
 
 TESTS = Path(__file__).parent
-TABLED = ("areal", "open_instruct", "roll", "swift", "unsloth")
+TABLED = ("areal", "open_instruct", "roll", "swift", "torchtitan", "unsloth")
 
 
 @pytest.mark.parametrize("name", TABLED)
