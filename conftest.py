@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 FRAMEWORK = {
     "trl": "trl",
+    "trl_async": "trl",
     "verl": "verl",
     "skyrl": "skyrl",
     "openrlhf": "openrlhf",

@@ -5,12 +5,13 @@ docs/algorithms.md ("Custom Loss") at commit 004274e:
 - `trainer.loss.import_path` names a function by its dotted path; it is called as `f(inputs, **trainer.loss.kwargs)`,
   once for each packed sequence, with `inputs` as the only positional argument.
 - `inputs` has `trainer_logprobs`, `inference_logprobs`, `advantages`, `loss_mask` (bool) of shape [T], `loss_weights`
-  (or None), and others that come and go (`teacher_logprobs`, `ref_logprobs`, `score_correction`).
+  (or None), and others that come and go (`teacher_logprobs`, `ref_logprobs`, `trainer_mask_logprobs`).
 - The mask is the loss mask where the weight is not 0; without weights the function is called for an empty mask too.
 - Of the result `loss` (scalar) and `metrics` (a dict of tensors) are read. Losses are added up and divided by the
   number of trained tokens of the global batch; scalars of one name are stacked.
-Read again at commit 559b447: `setup_rl_loss_fn` and `compute_loss` do all of this. Later its losses became objects, one
-of them `CustomLoss`, built from the same configuration (pull request 3526, of which only the description was read).
+Read again at commit 559b447, and in the text of September 2026, after pull requests 3526 and 3586: `setup_rl_loss_fn` and
+`compute_loss` do all of this, with losses as objects, one of them `CustomLoss`, whose `loss(inputs)` calls the function.
+In the latter the divisor is the sum of the weights.
 None of prime-rl runs here: it installs from git alone, with a pinned CUDA stack.
 """
 
@@ -39,7 +40,7 @@ READ_AT = "git 349283d"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What prime-rl makes for one sequence; `ref_logprobs` and `score_correction` are ours to ignore."""
+    """What prime-rl makes for one sequence; the reference's and the masks' log-probabilities are ours to ignore."""
 
     trainer_logprobs: Tensor
     inference_logprobs: Tensor
@@ -47,7 +48,8 @@ class Inputs:
     advantages: Tensor
     loss_mask: Tensor
     loss_weights: Tensor | None = None
-    score_correction: Tensor | None = None
+    trainer_mask_logprobs: Tensor | None = None
+    inference_mask_logprobs: Tensor | None = None
 
 
 def configured(text: str) -> Callable[[Inputs], Any]:

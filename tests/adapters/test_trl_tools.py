@@ -137,7 +137,7 @@ def in_trl(trainer: DRPOTrainer, aggregation: str, patch: pytest.MonkeyPatch, sp
         "sampling_per_token_logps": batch.behavior_logp,
     }
     trainer.model.train()
-    loss = trainer._compute_loss(trainer.model, inputs)
+    loss = trainer.compute_loss(trainer.model, inputs)  # which logs the figures too
     return loss, {name: values[-1] for name, values in trainer._metrics["train"].items()}
 
 
