@@ -101,7 +101,9 @@ def test_the_log_says_that_the_loss_ran_and_an_unscored_token_is_on_policy():
 def test_a_loss_that_reads_its_batch_in_another_way_stops(monkeypatch: pytest.MonkeyPatch):
     """The planted bypass: a compute_loss that calls the model before it reads the advantages."""
     monkeypatch.setattr(AsyncGRPOTrainer, "compute_loss", lambda self, model, inputs: model().log_probs.sum())
-    with pytest.raises(InputError, match=r"^compute_loss of this AsyncGRPOTrainer .*: the loss of drpo_0\.2 did not run"):
+    with pytest.raises(
+        InputError, match=r"^compute_loss of this AsyncGRPOTrainer .*: the loss of drpo_0\.2 did not run"
+    ):
         slope_of(bare(AsyncDRPOTrainer), rows(0))
 
 

@@ -27,7 +27,7 @@ FIELDS: Required = {
     "epsilon_high": REQUIRED["epsilon_high"],
     "temperature": (
         (1.0,),
-        "a vLLM server reports log-probabilities at temperature 1 unless it is started otherwise, which is not seen here",
+        "a vLLM server reports log-probabilities at temperature 1, unless its command line says otherwise",
     ),
     **SAMPLING,
 }
