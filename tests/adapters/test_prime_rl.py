@@ -10,8 +10,8 @@ docs/algorithms.md ("Custom Loss") at commit 004274e:
 - Of the result `loss` (scalar) and `metrics` (a dict of tensors) are read. Losses are added up and divided by the
   number of trained tokens of the global batch; scalars of one name are stacked.
 Read again at commit 559b447, and in the text of September 2026, after pull requests 3526 and 3586: `setup_rl_loss_fn`
-and `compute_loss` do all of this. In the latter losses are objects, and `CustomLoss.loss(inputs)` calls the function; the
-divisor is the sum of the weights.
+and `compute_loss` do all of this. In the latter losses are objects, `CustomLoss.loss(inputs)` calls the function, and
+the divisor is the sum of the weights.
 None of prime-rl runs here: it installs from git alone, with a pinned CUDA stack.
 """
 
