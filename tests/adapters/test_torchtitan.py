@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapters import stand_ins
 from adapters.cases import SPECS, TOKENS_2026, Rows, direct_gradient, rows
+from adapters.pages import run_page
 from adapters.parity import record
 from adapters.pretend import imported_on
 from drpo.adapters import require_ran
@@ -377,3 +378,9 @@ def test_its_own_command_line(
     else:
         with pytest.raises(InputError, match=message):
             released.DRPOController(config)
+
+
+@pytest.mark.adapters
+def test_the_page(released: ModuleType):
+    config = run_page("torchtitan")["alphabet_sort"]()
+    assert released.check(config) == DRPO(0.2) and type(config) is released.DRPOController.Config
