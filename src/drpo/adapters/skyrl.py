@@ -123,7 +123,7 @@ def register() -> None:
 
     Call it on the driver before `validate_cfg`, as `main` does.
     """
-    warn_untested("skyrl", "0.3.0", "0.4.0")
+    warn_untested("skyrl", "0.3.0", "0.3.0")
     if NAME in PolicyLossRegistry.list_available():
         PolicyLossRegistry.unregister(NAME)
     PolicyLossRegistry.register(NAME, policy_loss)
