@@ -111,7 +111,7 @@ test-vllm: setup-vllm
 TRL_OLDER := 1.10.0 1.14.2
 OPENRLHF_OLDER := 0.11.0 0.11.1
 TINKER_OLDER := 0.32.0
-# SkyRL does not import on Python 3.11, though it says so; `make test-skyrl PYTHON_skyrl=/path/to/python3.12` where none is found.
+# SkyRL needs Python 3.12; `make test-skyrl PYTHON_skyrl=/path/to/python3.12` where none is found.
 PYTHON_skyrl ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 IN_FRAMEWORK = -m pytest -rs -m adapters
 
@@ -134,6 +134,7 @@ test-skyrl: .adapters/skyrl/.ready $(TINKER_OLDER:%=.adapters/tinker-%/.ready)
 
 test-others: .adapters/others/.ready $(OPENRLHF_OLDER:%=.adapters/openrlhf-%/.ready)
 	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf*.py
+	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_torchtitan.py
 	for version in $(OPENRLHF_OLDER); do \
 	    PYTHONPATH=.adapters/openrlhf-$$version .adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf.py || exit 1; \
 	done

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 FRAMEWORK = {
     "trl": "trl",
+    "trl_async": "trl",
     "verl": "verl",
     "skyrl": "skyrl",
     "openrlhf": "openrlhf",
@@ -14,6 +15,7 @@ FRAMEWORK = {
     "areal": "areal",
     "swift": "swift",
     "roll": "roll",
+    "torchtitan": "monarch",
 }
 MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is None]
 collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]

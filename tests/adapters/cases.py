@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,6 +12,38 @@ from drpo.spec import parse_spec
 
 # One of every kind: no region, ratio, smooth in the ratio, mask, smooth and reachable, smooth and wide.
 SPECS = ("none", "ppo(0.2, 0.28)", "spo(0.5)", "dppo(0.15)", "drpo(0.2)", "drpo(12.5)", "cispo(0.2, 0.28)")
+
+# The objectives of 2026: those of tokens, with a factor and a sum among them, and those of whole sequences.
+TOKENS_2026 = (
+    "ipo(0.3)",
+    "icepop(0.5, 5.0)",
+    "kpop(0.1)",
+    "drpo_eff(0.5)",
+    "reinforce*weight('token', 2.0)",
+    "ppo(0.2, 0.2)*binary_kl(0.05)",
+    "mask(0.1) + 0.002*k2",
+)
+SEQUENCES_2026 = (
+    "cppo(0.2)",
+    "vespo",
+    "gmpo",
+    "reinforce*weight('sequence', 2.0)",
+    "ppo(0.2, 0.2)*opsm(0.05)",
+    "ppo(0.2, 0.2)*reject('seq_mean_k3', 0.5)",
+)
+OF_2026 = TOKENS_2026 + SEQUENCES_2026
+FEW_2026 = ("mask(0.1) + 0.002*k2", "cppo(0.2)")  # trains tokens without an advantage; reads all of a sequence
+EVERY = (*SPECS, *FEW_2026, *(pytest.param(s, marks=pytest.mark.slow) for s in OF_2026 if s not in FEW_2026))
+UNSERVED_2026 = (  # by any adapter
+    "m2po",
+    "m2po_areal",
+    "clip_cov",
+    "kl_cov",
+    "none*second_moment(0.04)",
+    "topr",
+    "ppo(0.2, 0.2)*proximal",
+    "vespo(max_ratio=3.0)",
+)
 
 
 @dataclass(frozen=True)

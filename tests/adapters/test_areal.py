@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import EVERY, Rows, direct_gradient, rows
 from adapters.parity import record as found
 from adapters.pretend import imported_on
 from drpo.adapters.record import LossRecord
@@ -137,7 +137,7 @@ def framework(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EVERY)
 def test_areals_loss_has_the_objectives_gradient(adapter: ModuleType, framework: ModuleType, spec: str, packed: bool):
     worst, made = 0.0, LossRecord(objective_of(spec, "objective"))
     for seed in range(3):

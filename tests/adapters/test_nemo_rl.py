@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import EVERY, Rows, direct_gradient, rows
 from drpo.adapters import require_ran
 from drpo.adapters.nemo_rl import MUST_BE, reweighted
 from drpo.errors import InputError
@@ -115,7 +115,7 @@ def token_weight(batch: Rows, by_token: bool) -> Tensor:
     return one.expand(batch.logp.shape)
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.2, 0.3)"])
+@pytest.mark.parametrize("spec", [*EVERY, "gspo(0.2, 0.3)"])
 @pytest.mark.parametrize("by_token", [True, False])
 @pytest.mark.parametrize("corrected", [True, False])
 def test_the_frameworks_loss_has_the_objectives_gradient(spec: str, by_token: bool, corrected: bool):

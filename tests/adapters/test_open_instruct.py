@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, TOKENS_2026, Rows, direct_gradient, rows
 from adapters.parity import record as found
 from adapters.pretend import imported_on
 from drpo.adapters.weighing import objective_of
@@ -154,7 +154,7 @@ def empty() -> dict[str, Tensor]:
     return {name: torch.zeros(2) for name in ("loss/total_avg", "policy/clipfrac_avg")}
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, *TOKENS_2026])
 def test_the_trainers_step_has_the_objectives_gradient(adapter: ModuleType, spec: str):
     utils = stand_in()
     adapter.equip(utils, objective_of(spec, "objective"))
@@ -358,7 +358,7 @@ def test_the_stand_in_has_what_is_relied_on():
 
 
 @pytest.mark.adapters
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, *TOKENS_2026])
 def test_the_frameworks_own_functions_have_the_objectives_gradient(spec: str):
     pytest.importorskip("ray")
     utils = pytest.importorskip(UTILS, reason="open-instruct is not installed; it is not in the package index")

@@ -5,12 +5,13 @@ docs/algorithms.md ("Custom Loss") at commit 004274e:
 - `trainer.loss.import_path` names a function by its dotted path; it is called as `f(inputs, **trainer.loss.kwargs)`,
   once for each packed sequence, with `inputs` as the only positional argument.
 - `inputs` has `trainer_logprobs`, `inference_logprobs`, `advantages`, `loss_mask` (bool) of shape [T], `loss_weights`
-  (or None), and others that come and go (`teacher_logprobs`, `ref_logprobs`, `score_correction`).
+  (or None), and others that come and go (`teacher_logprobs`, `ref_logprobs`, `trainer_mask_logprobs`).
 - The mask is the loss mask where the weight is not 0; without weights the function is called for an empty mask too.
 - Of the result `loss` (scalar) and `metrics` (a dict of tensors) are read. Losses are added up and divided by the
   number of trained tokens of the global batch; scalars of one name are stacked.
-Read again at commit 559b447: `setup_rl_loss_fn` and `compute_loss` do all of this. Later its losses became objects, one
-of them `CustomLoss`, built from the same configuration (pull request 3526, of which only the description was read).
+Read again at commit 559b447, and in the text of September 2026, after pull requests 3526 and 3586: `setup_rl_loss_fn`
+and `compute_loss` do all of this. In the latter losses are objects, `CustomLoss.loss(inputs)` calls the function, and
+the divisor is the sum of the weights.
 None of prime-rl runs here: it installs from git alone, with a pinned CUDA stack.
 """
 
@@ -27,7 +28,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import EVERY, Rows, direct_gradient, rows
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
 from drpo.adapters import prime_rl, require_ran
@@ -39,7 +40,7 @@ READ_AT = "git 349283d"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What prime-rl makes for one sequence; `ref_logprobs` and `score_correction` are ours to ignore."""
+    """What prime-rl makes for one sequence; the reference's and the masks' log-probabilities are ours to ignore."""
 
     trainer_logprobs: Tensor
     inference_logprobs: Tensor
@@ -47,7 +48,8 @@ class Inputs:
     advantages: Tensor
     loss_mask: Tensor
     loss_weights: Tensor | None = None
-    score_correction: Tensor | None = None
+    trainer_mask_logprobs: Tensor | None = None
+    inference_mask_logprobs: Tensor | None = None
 
 
 def configured(text: str) -> Callable[[Inputs], Any]:
@@ -105,7 +107,7 @@ def test_signature_stands():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EVERY)
 def test_gradient_through_the_wiring(spec: str, weighted: bool):
     worst = 0.0
     for seed in range(2):
@@ -116,7 +118,8 @@ def test_gradient_through_the_wiring(spec: str, weighted: bool):
         loss, _ = whole_loss(configured(toml(spec)), sequences(batch, logp, weights), scale)
         (slope,) = torch.autograd.grad(loss, logp)
         each = torch.full_like(batch.logp, 1 / scale) * (1 if weights is None else weights)
-        worst = max(worst, (slope.double() - direct_gradient(spec, batch, each)).abs().max().item())
+        trained = replace(batch, keep=batch.keep & (each != 0))
+        worst = max(worst, (slope.double() - direct_gradient(spec, trained, each)).abs().max().item())
     record("prime-rl (contract)" + (", loss_weights" if weighted else ""), READ_AT, spec, worst)
     assert worst < 1e-6
 

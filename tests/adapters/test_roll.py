@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import EVERY, Rows, direct_gradient, rows
 from adapters.pretend import imported_on
 from drpo.errors import InputError
 
@@ -81,7 +81,7 @@ def trained(kind: type, batch: Rows, data: Any, **changed: Any) -> tuple[Tensor,
     return slope, metrics
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EVERY)
 def test_the_workers_loss_has_the_objectives_gradient(adapter: ModuleType, spec: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DRPO_OBJECTIVE", spec)
     for seed in range(3):

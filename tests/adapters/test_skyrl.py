@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
 from adapters.episodes import Padded, require_masks
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
@@ -45,6 +45,7 @@ from skyrl.train.utils import validate_cfg  # noqa: E402
 from drpo.adapters import skyrl  # noqa: E402
 
 VERSION = metadata.version("skyrl")
+SINCE_0_4 = "rollout_expert_indices" not in {field.name for field in fields(TurnOutput)}
 MAX_SEQ_LEN = 16
 PROMPTS = [(0, 2), (2, 4)]
 MICRO = 2
@@ -107,7 +108,7 @@ REDUCTIONS = ("token_mean", "token_mean_legacy", "sequence_mean", "seq_mean_toke
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in (*SPECS, *OF_2026) if "k2" not in spec])
 def test_gradient_through_the_registry(spec: str, reduction: str):
     skyrl.register()
     loss_of = PolicyLossRegistry.get(skyrl.NAME)
@@ -210,10 +211,9 @@ def in_skyrl(spec: str, batch: Padded, reduction: str) -> tuple[Tensor, dict[str
         for column in (batch.target, batch.keep.long(), batch.behavior_logp)
     )
     rewards = [[0.0] * n for n in ends]
-    tokenizer = SimpleNamespace(pad_token_id=0)
-    *_, masks, scores, _ = convert_prompts_responses_to_batch_tensors(
-        tokenizer, [[1]] * len(ends), response, rewards, mask, sampler
-    )
+    pad = 0 if SINCE_0_4 else SimpleNamespace(pad_token_id=0)
+    columns = convert_prompts_responses_to_batch_tensors(pad, [[1]] * len(ends), response, rewards, mask, sampler)
+    masks, scores = columns[4:6]
 
     def right(column: Tensor) -> Tensor:
         return torch.stack([torch.cat([row[n:], row[:n]]) for row, n in zip(column, ends, strict=True)])
@@ -241,7 +241,7 @@ def test_tokens_of_environments_have_no_part_in_skyrls_loss(spec: str):
 
 
 def test_skyrl_gym_marks_what_the_environment_said():
-    named = {"output": "", "new_obs": [], "rollout_expert_indices": None, "reward": None}
+    named = {"output": "", "new_obs": [], "reward": None} | ({} if SINCE_0_4 else {"rollout_expert_indices": None})
     turn = TurnOutput(output_ids=[5, 6], output_logprobs=[-1.0, -2.0], obs_ids=[7, 8, 9], **named)
     assert turn.get_turn_loss_mask() == [1, 1, 0, 0, 0]
     assert turn.get_turn_rollout_logprobs() == [-1.0, -2.0, 0.0, 0.0, 0.0]
@@ -380,6 +380,17 @@ def test_unfit_configurations_are_refused(word: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(not SINCE_0_4, reason="engines of two roles have keywords of their own since SkyRL 0.4")
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_engines_of_either_role_must_report_what_they_sample_with(role: str):
+    engine = "generator.inference_engine"
+    both = [f"{engine}.{name}_init_kwargs.logprobs_mode=processed_logprobs" for name in ("prefill", "decode")]
+    words = ["generator.sampling_params.temperature=0.7", f"{engine}.enable_pd=true"]
+    skyrl.check(configured(*words, *both))
+    with pytest.raises(InputError, match=f"set {engine}.{role}_init_kwargs.logprobs_mode=processed_logprobs"):
+        skyrl.check(configured(*words, *(word for word in both if role not in word)))
+
+
 def test_fit_configurations_are_not():
     processed = "generator.inference_engine.engine_init_kwargs.logprobs_mode=processed_logprobs"
     skyrl.check(configured("generator.sampling_params.temperature=0.7", processed))
@@ -392,6 +403,7 @@ def test_objectives_that_do_not_fit_are_refused():
     for spec, message in {
         "dppo(0.15, divergence='topk_tv')": "reads the sampler's top-K",
         "drpo(0.2, advantage_weighted=False)": "is not weighted by the advantage",
+        "mask(0.1) + 0.002*k2": "is not weighted by the advantage",
         "dropo(0.2)": "did you mean 'drpo'",
     }.items():
         with pytest.raises(InputError, match=message):

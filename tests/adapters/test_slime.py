@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import EVERY, Rows, direct_gradient, rows
 from adapters.pretend import imported_on
 from drpo.errors import InputError
 
@@ -98,7 +98,7 @@ def gradient(adapter: ModuleType, args: Namespace, batch: Rows, by_token: bool) 
     return slope[0, :, 0].reshape(batch.logp.shape) / (1 - batch.logp.exp())
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.2, 0.3)"])
+@pytest.mark.parametrize("spec", [*EVERY, "gspo(0.2, 0.3)"])
 @pytest.mark.parametrize("by_token", [True, False])
 def test_the_frameworks_loss_has_the_objectives_gradient(adapter: ModuleType, spec: str, by_token: bool):
     for seed in range(3):

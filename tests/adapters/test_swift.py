@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import EVERY, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.pretend import imported_on
 from drpo.errors import InputError
@@ -114,7 +114,7 @@ def token_weights(kind: str, keep: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["dapo", "grpo"])
-@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.1, 0.1)"])
+@pytest.mark.parametrize("spec", [*EVERY, "gspo(0.1, 0.1)"])
 def test_the_trainers_loss_has_the_objectives_gradient(adapter: ModuleType, spec: str, kind: str):
     trainer = trainer_class()
     adapter.install(spec, trainer)

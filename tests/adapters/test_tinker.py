@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.parity import record
 from drpo import objectives
@@ -75,8 +75,9 @@ def behind(values: Tensor, prompt: Sequence[int] = PROMPT) -> list[Tensor]:
     return [torch.cat([torch.full((len(prompt) - 1,), -3.0), row]) for row in values]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("spec", "masked"), [(s, m) for s in (*SPECS, *OF_2026) for m in (False, True) if m or "k2" not in s]
+)
 def test_gradient_of_the_loss(spec: str, masked: bool):
     worst = 0.0
     for seed in range(8):

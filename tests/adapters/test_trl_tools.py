@@ -17,6 +17,7 @@ trl = pytest.importorskip("trl")
 
 from datasets import Dataset  # noqa: E402
 
+from adapters.cases import OF_2026  # noqa: E402
 from adapters.episodes import Padded, own_loss, require_masks  # noqa: E402
 from adapters.parity import record  # noqa: E402
 from adapters.trl_runs import config  # noqa: E402
@@ -27,7 +28,7 @@ from drpo.model import loading  # noqa: E402
 from drpo.reductions import Horizon, sequence_mean, token_mean  # noqa: E402
 from support.tiny_world import doubled  # noqa: E402
 
-SPECS = ("drpo(0.2)", "drpo(12.5)", "dppo(0.15)", "spo(0.5)", "ppo(0.2, 0.28)", "gspo(0.1, 0.1)")
+SPECS = ("drpo(0.2)", "drpo(12.5)", "dppo(0.15)", "spo(0.5)", "ppo(0.2, 0.28)", "gspo(0.1, 0.1)", *OF_2026)
 LONGEST = 400
 REDUCTIONS = {"dapo": token_mean, "bnpo": token_mean, "grpo": sequence_mean, "dr_grpo": Horizon(LONGEST)}
 """TRL's `loss_type` -> our reduction that averages in the same way, in an update of one micro-batch."""
@@ -136,7 +137,7 @@ def in_trl(trainer: DRPOTrainer, aggregation: str, patch: pytest.MonkeyPatch, sp
         "sampling_per_token_logps": batch.behavior_logp,
     }
     trainer.model.train()
-    loss = trainer._compute_loss(trainer.model, inputs)
+    loss = trainer.compute_loss(trainer.model, inputs)  # which logs the figures too
     return loss, {name: values[-1] for name, values in trainer._metrics["train"].items()}
 
 

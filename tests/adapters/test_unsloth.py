@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
 from adapters.parity import record as found
 from adapters.pretend import imported_on
 from drpo.adapters.record import LossRecord
@@ -153,8 +153,14 @@ def token_weights(kind: str, keep: Tensor) -> Tensor:
     }[kind]
 
 
+KINDS = ("dapo", "grpo", "bnpo", "dr_grpo")
 # A sequence's objective is exact where all of its tokens count equally.
-PAIRS = [(spec, kind) for spec in SPECS for kind in ("dapo", "grpo", "bnpo", "dr_grpo")] + [("gspo(0.1, 0.1)", "grpo")]
+PAIRS = [
+    *((spec, kind) for spec in SPECS for kind in KINDS),
+    *(pytest.param(spec, kind, marks=pytest.mark.slow) for spec in OF_2026 for kind in KINDS),
+    ("cppo(0.2)", "dapo"),
+    ("gspo(0.1, 0.1)", "grpo"),
+]
 
 
 @pytest.mark.parametrize(("spec", "kind"), PAIRS)

@@ -34,7 +34,7 @@ from verl.workers.config import ActorConfig, FSDPActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
 import drpo.adapters.verl
-from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
 from adapters.episodes import Padded, require_masks
 from adapters.pages import run_page
 from adapters.parity import record
@@ -110,7 +110,7 @@ def gradient_in_verl(batch: Rows, spec: str, mode: str, sizes: dict[str, int]) -
     return slope
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, *OF_2026])
 def test_ppo_loss_has_the_objectives_gradient(spec: str):
     worst = 0.0
     for seed in range(3):

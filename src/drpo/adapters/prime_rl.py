@@ -2,7 +2,8 @@
 
 prime-rl calls the function with one sequence at a time and reads `loss` and `metrics` of the result, of any class.
 prime-rl is not imported here. Its `inference_logprobs` are always those of the inference engine, so every configuration
-is valid. prime-rl divides the sums by the number of trained tokens of the global batch.
+is valid. prime-rl divides the sums by the number of trained tokens of the global batch; since September 2026 by the sum
+of their weights.
 """
 
 from dataclasses import dataclass

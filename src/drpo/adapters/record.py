@@ -62,7 +62,8 @@ def require_ran(metrics: Iterable[str], objective: Objective) -> None:
     """Raise unless the names of a step's metrics say that the loss ran with this objective.
 
     Args:
-        metrics: their names, with any prefix, or a dictionary of them.
+        metrics: their names, with any prefix, or a dictionary of them; behind a "/" or "@" may be how the framework
+            reduces them.
         objective: of the run.
 
     Raises:
@@ -79,9 +80,9 @@ def require_ran(metrics: Iterable[str], objective: Objective) -> None:
     """
     wanted = loss_tokens_key(objective)
     names = list(metrics)
-    if any(re.search(rf"(^|/){re.escape(wanted)}$", name) for name in names):
+    if any(re.search(rf"(^|/){re.escape(wanted)}([/@]\w+)?$", name) for name in names):
         return
-    others = sorted({name.split(LOSS_TOKENS)[1] for name in names if LOSS_TOKENS in name})
+    others = sorted({re.split("[/@]", name.split(LOSS_TOKENS)[1])[0] for name in names if LOSS_TOKENS in name})
     if others:
         raise InputError(f"the step trained with {', '.join(others)}, not with {wanted.removeprefix(LOSS_TOKENS)}")
     raise InputError(

@@ -242,10 +242,13 @@ def _tempered(cfg: Any) -> Iterator[str]:
             f"trainer.algorithm.temperature={cfg.trainer.algorithm.temperature}: tokens are sampled at {temperature} "
             "(generator.sampling_params.temperature); leave it out"
         )
-    mode = cfg.generator.inference_engine.engine_init_kwargs.get("logprobs_mode", "raw_logprobs")
-    if mode != "processed_logprobs" and (temperature != 1 or mode != "raw_logprobs"):
-        yield (
-            f"generator.sampling_params.temperature={temperature} with vLLM's logprobs_mode={mode}: the sampler does "
-            "not report what it samples with; set "
-            "generator.inference_engine.engine_init_kwargs.logprobs_mode=processed_logprobs"
-        )
+    engine = cfg.generator.inference_engine
+    by_role = engine.enable_pd and hasattr(engine, "decode_init_kwargs")  # since SkyRL 0.4
+    for name in ("prefill_init_kwargs", "decode_init_kwargs") if by_role else ("engine_init_kwargs",):
+        mode = getattr(engine, name).get("logprobs_mode", "raw_logprobs")
+        if mode != "processed_logprobs" and (temperature != 1 or mode != "raw_logprobs"):
+            yield (
+                f"generator.sampling_params.temperature={temperature} with vLLM's logprobs_mode={mode}: the sampler "
+                f"does not report what it samples with; set generator.inference_engine.{name}.logprobs_mode="
+                "processed_logprobs"
+            )
