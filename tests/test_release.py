@@ -169,6 +169,7 @@ LIBRARIES_OF_FRAMEWORKS = set(
         "slime",
         "swift",
         "tinker",
+        "torchtitan",
         "trl",
         "verifiers",
         "verl",

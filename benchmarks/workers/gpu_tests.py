@@ -9,7 +9,7 @@ from benchmarks.workers.commands import output_of
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 
-OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
+OUTCOME_LINE = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
 
 
 def outcome(text: str) -> Record:
@@ -19,7 +19,7 @@ def outcome(text: str) -> Record:
         >>> outcome("t.py::test_a[1 x] PASSED [ 50%]\\nt.py::test_b FAILED [100%]\\n")
         {'passed': 1, 'failed': 1, 'skipped': 0, 'names': ['t.py::test_b']}
     """
-    ends = OUTCOME.findall(text)
+    ends = OUTCOME_LINE.findall(text)
     names = [name for name, end in ends if end in ("FAILED", "ERROR")]
     count = {word: sum(end == word.upper() for _, end in ends) for word in ("passed", "skipped")}
     return {"passed": count["passed"], "failed": len(names), "skipped": count["skipped"], "names": names}
