@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / ".adapters" / "parity"
 FIGURES = ROOT / "docs" / "parity.json"
 PAGE = ROOT / "docs" / "frameworks.md"
-RAN = {("TRL, loss_type=dr_grpo", "1.16.0"): "[yes, on a CPU](../cluster/trl/README.md)"}
+RAN = {
+    ("TRL, loss_type=dr_grpo", "1.16.0"): "[yes, on a CPU](../cluster/trl/README.md)",
+    ("verl, ppo_loss", "0.9.1"): "[yes, on a CPU](../cluster/verl/README.md#a-whole-run-on-one-cpu)",
+}
 """Framework and version, as the table names them -> the page that tells of a run by the framework's own trainer, from a
 command line to its last step and a checkpoint that `drpo eval` reads. What is not here has not."""
 REFUSED = {
@@ -38,10 +41,9 @@ def record(framework: str, version: str, objective: str, error: float) -> None:
         error: the largest |framework's gradient - the direct objective's|, for advantages of about 1.
     """
     FOUND.mkdir(parents=True, exist_ok=True)
-    file = FOUND / f"{framework} {version}.json".replace("/", "-")
-    seen = json.loads(file.read_text()) if file.exists() else {"framework": framework, "version": version, "error": {}}
-    seen["error"][objective] = float(f"{error:.1e}")
-    file.write_text(json.dumps(seen, indent=1) + "\n")
+    file = FOUND / f"{framework} {version} {objective}.json".replace("/", "-")  # its own: tests run side by side
+    seen = {"framework": framework, "version": version, "error": {objective: float(f"{error:.1e}")}}
+    file.write_text(json.dumps(seen) + "\n")
 
 
 def table(results: list[dict]) -> str:
@@ -80,7 +82,7 @@ def main() -> None:
     FIGURES.write_text(json.dumps(results, indent=1) + "\n")
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(before + BEGIN + table(results) + END + rest.split(END)[1])
-    print(f"{len(new)} results of this machine, {len(results)} in {PAGE.relative_to(ROOT)}")
+    print(f"{len(new)} errors of this machine, {len(results)} in {PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -31,3 +31,15 @@ def test_what_ran_end_to_end_has_its_figures():
     run = json.loads(demo.read_text())
     assert run["trl"] == "1.16.0" and run["log"][-1]["step"] == 64 and len(run["evaluations"]) == 2
     assert "loss_type: dr_grpo" in (parity.ROOT / "cluster" / "trl" / "demo.yaml").read_text()
+
+
+def test_verls_run_is_whole_and_its_reward_rises():
+    run = json.loads((parity.ROOT / "cluster" / "verl" / "results" / "demo.json").read_text())
+    assert run["versions"]["verl"] == "0.9.1" and run["command"][2] == "verl.trainer.main_ppo"
+    assert any(argument.endswith('.objective="drpo(0.2)"') for argument in run["command"])
+    assert f"trainer.total_training_steps={run['log'][-1]['step']}" in run["command"]  # it went to its last step
+    assert "eval" in run["eval"]["command"] and any("problems" in line for line in run["eval"]["output"])
+    steps = [line for log in (run["log"], run["longer"]["log"]) for line in log if line["step"]]
+    assert all(line["actor/drpo/loss_tokens/drpo_0.2"] > 0 and line["actor/drpo/unscored"] == 0 for line in steps)
+    rewards = [line["critic/rewards/mean"] for line in run["longer"]["log"] if line["step"]]
+    assert sum(rewards[-5:]) > 5 * sum(rewards[:5])

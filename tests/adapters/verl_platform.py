@@ -2,10 +2,12 @@
 
 import types
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
+from verl.utils import distributed
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...
@@ -68,10 +70,16 @@ class PlatformCPU(PlatformBase):
         return nullcontext()
 
     def ray_resource_name(self) -> str:
-        return "CPU"
+        return "GPU"  # as Ray is told that there is one; verl counts no other resource
 
     def ray_noset_envvars(self) -> list[str]:
         return []
 
     def is_ipc_supported(self) -> bool:
         return False
+
+
+# verl asks torch for "cpu:gloo,DEVICE:BACKEND", which names the CPU twice.
+distributed.initialize_global_process_group_ray = partial(
+    distributed.initialize_global_process_group_ray, backend=PlatformCPU().communication_backend_name()
+)

