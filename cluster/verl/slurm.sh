@@ -13,8 +13,8 @@ if [[ ! -x "$node" ]]; then
     echo "slurm.sh: no $node; call sbatch from the root of the checkout" >&2
     exit 2
 fi
-first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?call this file with sbatch}" | head -n 1)
-HEAD=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | tr ' ' '\n' | grep -v : | head -n 1)
+first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?call this file with sbatch}" | sed -n 1p)
+HEAD=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | tr ' ' '\n' | grep -v : | sed -n 1p)
 export HEAD NODES=$SLURM_NNODES
 # Task 0 of a step is on the first node. A task that fails ends the others.
 srun --cpu-bind=none --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID exec "$0" "$@"' "$node" "$@"
