@@ -1,22 +1,28 @@
 """QLoRA: frozen weights in NF4 under adapters; trainer, sampler and saved model are one function."""
 
+import ast
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import drpo
 from drpo.errors import InputError
 from drpo.model.nf4 import BLOCK, VALUES, NF4Linear, dense_, held_layers, hold_base_, to_nf4
 from drpo.model.policy import Policy
 from drpo.model.saving import probe, save_model
+from drpo.model.tables import kept
 from drpo.rollout.weight_sync import WeightSync
 from drpo.train.config import Run, configure
 from drpo.types import Sampling
 from support.architectures import FAMILIES, mixture, settings
 from support.rollouts import transformers_engine
+from support.sources import parsed
 from support.tiny_world import PROBLEMS, REWARDS, STOPS, batched, grouped, how, own_logp, perturb, sampled, tiny
 from support.updates import close, gradients, policy_of
 
@@ -55,6 +61,27 @@ def test_every_number_is_the_nearest_value_times_the_largest_of_its_block(shape:
         nearest = values[((part / largest)[:, None] - values).abs().argmin(1)]
         assert torch.equal(got, nearest * largest)
     assert dense.shape == x.shape
+
+
+def test_what_a_mode_without_numbers_makes_is_not_kept() -> None:
+    """`docs/what_fits.py` estimates QLoRA in such a mode, in a process that may go on."""
+    table = kept(torch.ones)
+    with FakeTensorMode():
+        assert type(table(2)) is not Tensor
+    assert type(table(2)) is Tensor
+    assert table(2) is table(2)
+
+
+def test_no_other_cache_holds_tensors() -> None:
+    functions = [
+        (path.name, node)
+        for path in Path(drpo.__file__).parent.rglob("*.py")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    cached = [(name, f) for name, f in functions if re.search("cache", " ".join(map(ast.unparse, f.decorator_list)))]
+    assert len(cached) > 10
+    assert [f"{name}: {f.name}" for name, f in cached if f.returns and "Tensor" in ast.unparse(f.returns)] == []
 
 
 def test_zeros_stay_and_what_is_not_finite_shows() -> None:

@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from drpo.errors import InputError
 from drpo.model.head import measure_head
 from drpo.model.precision import compute_dtype
 from drpo.model.quantize import SMALLEST_SCALE, decoder_linears, stacked_experts
+from drpo.model.tables import kept
 
 VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -82,8 +82,7 @@ def to_nf4(x: Tensor) -> NF4Tensor:
     return NF4Tensor(numbers[:, 0] << 4 | numbers[:, 1], absmax, x.shape)
 
 
-@lru_cache
-@torch.inference_mode(False)
+@kept
 def _pairs(device: torch.device) -> Tensor:
     """Return the two values of every byte, [256, 2] float32."""
     values = torch.tensor(VALUES, device=device)

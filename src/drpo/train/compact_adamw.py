@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from drpo.model.tables import kept
 from drpo.seeds import derive
 
 BLOCK = 256
@@ -180,7 +180,7 @@ def _write(parts: Sequence[Tensor], mean: Tensor, square: Tensor) -> None:
         _quantize_into(parts[2], parts[3], square.sqrt_(), signed=False)
 
 
-@cache
+@kept
 def _levels(signed: bool, device: torch.device) -> Tensor:
     """Return the 256 levels, ascending, float32.
 
@@ -195,7 +195,7 @@ def _levels(signed: bool, device: torch.device) -> Tensor:
     return torch.cat([ends, positive, -positive] if signed else [ends, positive]).sort().values.float().to(device)
 
 
-@cache
+@kept
 def _codes(signed: bool, device: torch.device) -> Tensor:
     """Return the number of the level nearest to each bfloat16, by its bits, [2^16] uint8; a search takes longer."""
     numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
