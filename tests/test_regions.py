@@ -251,19 +251,27 @@ def test_no_seed_is_of_two_studies():
     assert not set(regions.FIRST.seeds) & set(regions.MORE.seeds)
 
 
-def test_verdicts_are_current_and_scipy_alone_finds_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for study in regions.STUDIES.values():
-        current = regions_page.verdicts_file(study).read_text(encoding="utf-8")
-        assert current == regions_page.verdicts(study), "python studies/figures.py"
+@each_study
+def test_verdicts_are_current(study: regions.Study):
+    current = regions_page.verdicts_file(study).read_text(encoding="utf-8")
+    assert current == regions_page.verdicts(study), "python studies/figures.py"
+
+
+@pytest.mark.slow
+def test_scipy_alone_finds_the_same():
     assert set(regions_check.STUDIES) == set(regions.STUDIES)
     assert regions_check.main() == 0
+
+
+def test_scipy_alone_notices_another_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for path in regions.RESULTS.glob("regions*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     few = {"f": json.loads((tmp_path / "regions_verdicts.json").read_text())["f"]}
-    wrong = json.dumps(few).replace('"verdict": "undecided"', '"verdict": "above"', 1)
-    (tmp_path / "regions_verdicts.json").write_text(wrong)
     monkeypatch.setattr(regions_check, "RESULTS", tmp_path)
-    assert regions_check.differing("regions") == 1
+    for verdict, differing in (("undecided", 0), ("above", 1)):
+        text = json.dumps(few).replace('"verdict": "undecided"', f'"verdict": "{verdict}"', 1)
+        (tmp_path / "regions_verdicts.json").write_text(text)
+        assert regions_check.differing("regions") == differing
 
 
 def test_finished_batches_are_kept_and_not_trained_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

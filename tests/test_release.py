@@ -224,7 +224,12 @@ def test_every_library_is_of_an_extra_which_the_message_names():
             "transformers",
             "drpo: transformers is not installed; run pip install 'drpo[train]'\n",
         ),
-        (["doctor", "smoke", "--task", "reasoning_gym('chain_sum')"], "reasoning_gym", "run pip install 'drpo[gym]'\n"),
+        pytest.param(
+            ["doctor", "smoke", "--task", "reasoning_gym('chain_sum')"],
+            "reasoning_gym",
+            "run pip install 'drpo[gym]'\n",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_command_without_its_library_names_the_extra(arguments: list[str], absent: str, told: str):
