@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
 from benchmarks.cases import OURS, Case
+from benchmarks.command import Parser, status
 from benchmarks.environments import PEERS, python_of
 from benchmarks.parts import PARTS, Scale
 from benchmarks.results import FOLDER, Results
@@ -49,11 +49,6 @@ EXAMPLES = """try:
   python -m benchmarks --only head --match "bf16, V 49,152, H 576, T 2,048"     one case"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -63,18 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 bad input, 130 interrupted.
     """
-    try:
-        return _run(_parsed(argv))
-    except InputError as error:
-        print(f"benchmarks: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted; what was measured is in the results", file=sys.stderr)
-        return 130
+    return status("benchmarks", lambda: _run(_parsed(argv)), "; what was measured is in the results")
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 from benchmarks import machine
 from benchmarks.cases import OURS, Case
+from benchmarks.command import Parser, status
 from benchmarks.parts import PARTS, Scale
 from benchmarks.results import FOLDER, read
 from benchmarks.rounds import column, floors, measure, ratios
@@ -144,11 +145,6 @@ def to_measure(wanted: set[tuple[str, str]], scale: Scale) -> list[Case]:
     ]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -159,26 +155,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 no loss, 1 a loss or a case that failed, 2 bad input or nothing to compare with,
         130 interrupted.
     """
-    parser = _Parser(
+    return status("bench-check", lambda: _run(_parsed(argv)))
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
         prog="python -m benchmarks.check", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--against", type=Path, default=None, metavar="FILE", help="results to compare with")
     parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each case; default 5")
-    try:
-        arguments = parser.parse_args(argv)
-        if arguments.repeats < LEAST_ROUNDS:
-            raise InputError(f"repeats={arguments.repeats}: must be at least {LEAST_ROUNDS}")
-        return _run(arguments.against, arguments.match, arguments.repeats)
-    except InputError as error:
-        print(f"bench-check: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench-check: interrupted", file=sys.stderr)
-        return 130
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < LEAST_ROUNDS:
+        raise InputError(f"repeats={arguments.repeats}: must be at least {LEAST_ROUNDS}")
+    return arguments
 
 
-def _run(against: Path | None, match: str, repeats: int) -> int:
+def _run(arguments: argparse.Namespace) -> int:
+    against, match, repeats = arguments.against, arguments.match, arguments.repeats
     here = machine.describe()
     path = committed_for(here, against)
     results = read(path, "against")

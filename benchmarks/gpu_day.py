@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from benchmarks import machine
 from benchmarks.cases import OURS, Case, Entrant, Worker
+from benchmarks.command import Parser, status
 from benchmarks.parts import head
 from benchmarks.parts.scale import Scale
 from benchmarks.results import FOLDER, Results
@@ -49,7 +50,7 @@ parts:
   tests     the tests marked gpu
 
 Peers take part where they are installed beside drpo; nothing is installed or fetched. Results are written after each
-case, and one that fails stands there with its error. The status is 1 where a check failed or anything of drpo's did."""
+case, with the error of what failed. The status is 1 where a check failed or anything of drpo's did."""
 
 EXAMPLES = """try:
   python -m benchmarks.gpu_day                      all parts, in ten minutes
@@ -70,11 +71,6 @@ class Part:
     cases: Callable[[Scale, float], list[Case]]
     seconds: float
     rounds: int
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def kernels(scale: Scale, seconds: float) -> list[Case]:
@@ -236,18 +232,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 a check failed or something of drpo's did, 2 bad input, 130 interrupted.
     """
-    try:
-        return _run(_parsed(argv))
-    except InputError as error:
-        print(f"gpu_day: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("gpu_day: interrupted; what was measured is in the results", file=sys.stderr)
-        return 130
+    return status("gpu_day", lambda: _run(_parsed(argv)), "; what was measured is in the results")
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.gpu_day",
         description=DESCRIPTION,
         epilog=EXAMPLES,

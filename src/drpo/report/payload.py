@@ -45,13 +45,9 @@ def json_bytes(value: Any) -> bytes:
     """Return JSON-like data as JSON in ASCII; half a surrogate pair in a text stays what it is."""
     dumps = partial(json.dumps, allow_nan=False, separators=(",", ":"))
     try:
-        text = dumps(value)
-    except (
-        ValueError,
-        TypeError,
-    ):  # a number that JSON does not have, or a mapping that is no dict: copying takes long
-        text = dumps(finite(value))
-    return text.encode("ascii")
+        return dumps(value).encode("ascii")
+    except (ValueError, TypeError):  # a number that JSON does not have, or a mapping that is no dict: it is copied
+        return dumps(finite(value)).encode("ascii")
 
 
 def column_bytes(column: NDArray[np.uint32]) -> bytes:
