@@ -54,7 +54,7 @@ demo-tools: setup
 
 test: setup
 	@echo "== tests"
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters and not envs and not browser"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters and not envs and not browser"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from drpo.workers.process import preload
 from support.pictures import without_pictures
 
 settings.register_profile(
@@ -42,6 +43,11 @@ def _draw_from_nothing_else() -> None:
 
 
 _draw_from_nothing_else()
+
+
+def pytest_sessionstart() -> None:
+    """The first pool of a session settles what all forked workers have imported, and may need less than the others."""
+    preload(["drpo.rewards.worker", "drpo.environments.worker"], "tests")
 
 
 def pytest_collection_finish() -> None:
