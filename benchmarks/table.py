@@ -414,8 +414,8 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     ),
     "neighbours": (
         "Beside a busy program",
-        "Seconds of the same step of the same process, alone and while another program keeps one core busy. Fair shares "
-        "of two cores would make it 1.5 times.",
+        "Seconds of the same step of the same process, alone and while another program keeps one core busy. Fair "
+        "shares of two cores would make it 1.5 times.",
         ("case", "who", "s", "times alone", "rollout s", "update s", "sync s", "rounds"),
         _overlap_rows,
     ),

@@ -10,8 +10,8 @@ ALONE, BESIDE = "alone", "beside a busy program"
 def cases(scale: Scale) -> list[Case]:
     """Return one case: the same step of the same process, alone and beside a program that never waits.
 
-    On two cores its fair share beside the other is one and a third of them, so 1.5 times the time; threads that wait for
-    one another lose more.
+    On two cores its fair share beside the other is one and a third of them, so 1.5 times the time; threads that wait
+    for one another lose more.
 
     Args:
         scale: of the machine.
