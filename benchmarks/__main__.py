@@ -33,6 +33,7 @@ parts:
   growth   how one update grows as tokens, group, prompt, response and vocabulary double
   mismatch how far the sampler's probabilities are from the trainer's, by precision
   overlap  what sampling in the background gains
+  neighbours  what a step costs while another program keeps a core busy
   turns    what the later turns of an episode cost, against one long turn
   resampling  groups with a signal, and the time of each, with --dynamic-sampling and without
   checkpointing  what an update costs and saves where layers are computed again

@@ -21,6 +21,7 @@ SHOWN: Mapping[str, tuple[tuple[str, str], ...]] = {
     "head": (("linear_policy_loss", "products alone"), ("log_softmax", "products alone")),
     "turns": (("turns, kept", "one turn"),),
     "overlap": (("overlapped", "in turn"),),
+    "neighbours": (("beside a busy program", "alone"),),
 }
 """Part -> which seconds are divided by which."""
 Results = Mapping[str, Any]

@@ -412,6 +412,13 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         ("sampler", "schedule", "s", "times in turn", "rollout s", "update s", "sync s", "rounds"),
         _overlap_rows,
     ),
+    "neighbours": (
+        "Beside a busy program",
+        "Seconds of the same step of the same process, alone and while another program keeps one core busy. Fair "
+        "shares of two cores would make it 1.5 times.",
+        ("case", "who", "s", "times alone", "rollout s", "update s", "sync s", "rounds"),
+        _overlap_rows,
+    ),
     "turns": (
         "Turns of an episode",
         "Milliseconds per sampled token of whole episodes, reading included, 8 samples a prompt. `kept`: a row's keys "

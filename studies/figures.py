@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 import agents
 import claim_rates
+import confirmation
 import curriculum
 import regions
 import regions_page
@@ -286,6 +287,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "replay by initial weights": replay.spreads,
     "replay in runs": replay.runs,
     "replay costs": replay.costs,
+    "confirmation": confirmation.table,
     **regions_page.TABLES,
 }
 

@@ -4,14 +4,14 @@
 
 At most five commands each, which the results record as they were typed: `drpo sft` on given answers where the model is
 never right by itself (units), else `--warm-up best_of(8)`; `drpo train --data`; `drpo eval`; `drpo report`; and
-`drpo chat`, to which held-out questions are piped, each in a conversation of its own. What is in
-results/newcomer.json is not done again.
+`drpo chat --versus start`, to which held-out questions are piped, each in a conversation of its own. What is in
+results/newcomer.json is not done again, nor a training that has ended in --out.
 """
 
 import argparse
 import json
+import re
 import shlex
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from command import run as run_command
+from drpo.errors import one_line
 from drpo.model.names import SMOLLM2
 from drpo.recipes.own_data import OwnData, read_own
 from drpo.train.records import SUMMARY, read_json
@@ -28,6 +29,7 @@ from warm_start import RL, SFT, SYSTEM, WARM_UP, drpo, mean, write_given
 
 RESULTS = Path(__file__).resolve().parent / "results" / "newcomer.json"
 MOST_COMMANDS = 5
+CHAT = ["chat", "runs/rl", "--versus", "start", "--temperature", "0", "--max-new-tokens", "16"]
 ASKED = 20
 """Held-out questions of the chat."""
 NEVER_RIGHT = frozenset({"units"})
@@ -40,7 +42,7 @@ def commands(name: str, data: str) -> list[list[str]]:
     sft = ["sft", "given.jsonl", "--model", SMOLLM2, *SFT, "--out", "runs/warm", "--plain"]
     start = ["--model", "runs/warm"] if warm else ["--warm-up", WARM_UP]
     train = ["train", "--data", data, "--system", SYSTEM[name], *RL, *start, "--out", "runs/rl", "--plain"]
-    rest = [["eval", "runs/rl", "--json"], ["report", "runs/rl"], ["chat", "runs/rl", "--temperature", "0"]]
+    rest = [["eval", "runs/rl", "--json"], ["report", "runs/rl"], CHAT]
     return [*([sft] if warm else []), train, *rest]
 
 
@@ -56,6 +58,12 @@ def output(folder: Path, arguments: Sequence[str], typed: str = "") -> str:
     return done.stdout
 
 
+def answers(said: str) -> list[tuple[str, str]]:
+    """Return the answers of a chat as (model, text), in their order; each begins with a line of the model's name."""
+    parts = re.split(r"^\[(runs/rl|start)\]\n", said, flags=re.MULTILINE)[1:]
+    return [(model, text.rstrip("\n")) for model, text in zip(parts[::2], parts[1::2], strict=True)]
+
+
 def play(name: str, folder: Path) -> dict[str, Any]:
     """Play one data set; return the commands, their figures, and the conversation."""
     data, began = ALL[name](folder).name, time.monotonic()
@@ -67,11 +75,12 @@ def play(name: str, folder: Path) -> dict[str, Any]:
         write_given(folder, name, data)
     *trained, evaluated, reported, chat = commands(name, data)
     for command in trained:
-        output(folder, command)
+        if not (folder / command[command.index("--out") + 1] / SUMMARY).exists():
+            output(folder, command)
     score = json.loads(output(folder, evaluated))
     output(folder, reported)
-    replies = output(folder, chat, "".join(f"{p.prompt}\n/reset\n" for p in problems)).splitlines()
-    seconds = round(time.monotonic() - began)
+    said = answers(output(folder, chat, "".join(f"{p.prompt}\n/reset\n" for p in problems)))
+    by_model = {model: [text for m, text in said if m == model] for model in ("start", "runs/rl")}
     summary = read_json(folder / "runs" / "rl" / SUMMARY)
     return {
         "commands": [shlex.join(["drpo", *command]) for command in [*trained, evaluated, reported, chat]],
@@ -81,12 +90,13 @@ def play(name: str, folder: Path) -> dict[str, Any]:
             {
                 "question": p.prompt,
                 "answer": p.answer,
+                "start": start,
                 "reply": reply,
                 "reward": reward(p, reply),
             }
-            for p, reply in zip(problems, replies, strict=True)
+            for p, start, reply in zip(problems, by_model["start"], by_model["runs/rl"], strict=True)
         ],
-        "seconds": seconds,
+        "seconds": round(time.monotonic() - began),
     }
 
 
@@ -104,7 +114,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 "`drpo sft`" if name in NEVER_RIGHT else "best of 8",
                 *(mean(result[when]) for when in ("before", "after")),
                 f"{sum(turn['reward'] == 1 for turn in chat)} of {len(chat)}",
-                f"{first['question']} **{first['reply']}**",
+                f"{first['question']} **{first['reply']}** (at the start: {one_line(first['start'])})",
                 f"{len(result['commands'])}",
             ]
         )
@@ -118,11 +128,13 @@ def main(arguments: Sequence[str]) -> int:
     """Play what is asked for and not done, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=[*ALL], default=[*ALL])
+    parser.add_argument("--out", type=Path, default=Path("runs/newcomer"), help="folder of the runs, kept")
+    options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name in parser.parse_args(arguments).sets:
+    for name in options.sets:
         if name not in results:
-            with tempfile.TemporaryDirectory() as folder:
-                results[name] = play(name, Path(folder))
+            (options.out / name).mkdir(parents=True, exist_ok=True)
+            results[name] = play(name, options.out / name)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
     return 0

@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 import time
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,16 +26,16 @@ from typing import Any
 
 import torch
 
+import study_runs
 from command import run as run_command
 from drpo.errors import InputError
-from drpo.lab.claims import COLLAPSE, ClaimPlan, Decision, decide, plan_from
+from drpo.lab.claims import Decision, decide
 from drpo.lab.grid import Variant
 from drpo.lab.halving import halved, seeds_per_round
 from drpo.lab.looks import due, power_lines
-from drpo.lab.trial_result import FINISHED, WAITING, Comparison, Trial
-from drpo.objectives import REGISTRY, Objective
-from drpo.spec import format_spec, parse_spec
+from drpo.lab.trial_result import Comparison
 from small_world import Regime, Run, World, speaker, train
+from study_runs import Records, StudyRun, line_of, objective_of, plans, read, spec_of, trial_name, verdict
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REJECTION = "none*reject('seq_mean_k3', 0.05)"
@@ -133,45 +132,6 @@ MORE = Study(
 STUDIES = {study.name: study for study in (FIRST, MORE)}
 
 
-@lru_cache
-def objective_of(text: str) -> Objective:
-    """Return the objective of a spec."""
-    return parse_spec(text, REGISTRY)
-
-
-def spec_of(text: str) -> str:
-    """Return a spec as records and claims write it."""
-    return text if ":" in text else format_spec(objective_of(text), REGISTRY)
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """One run of the study.
-
-    Args:
-        regime: of `REGIMES`.
-        objective: its spec.
-        rate: learning rate.
-        seed: of problems and random numbers.
-    """
-
-    regime: str
-    objective: str
-    rate: float
-    seed: int
-
-
-Record = dict[str, Any]
-Records = dict[StudyRun, Record]
-
-
-def read(path: Path) -> Records:
-    """Return the finished runs of a file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
-    return {StudyRun(r["regime"], r["objective"], r["rate"], r["seed"]): r for r in records}
-
-
 def train_cells(path: Path, cells: Iterable[StudyRun], until: float, threads: int = 1) -> bool:
     """Train the cells that a file lacks, batch by batch, and append each batch to it.
 
@@ -226,29 +186,7 @@ def _rounded(x: Any) -> Any:
 
 def comparison(records: Records, planned: Iterable[StudyRun] = ()) -> Comparison:
     """Return finished runs, and planned ones that wait, as a comparison whose tasks are the regimes."""
-    return Comparison("regions", tuple(_trial(c, records.get(c)) for c in dict.fromkeys([*planned, *records])), {})
-
-
-def _trial(cell: StudyRun, record: Record | None) -> Trial:
-    regime = REGIMES[cell.regime]
-    config = {
-        "objective": cell.objective,
-        "optimizer": f"adamw({cell.rate!r})",
-        "seed": cell.seed,
-        "steps": regime.steps,
-        "task": cell.regime,
-    }
-    name = f"{cell.regime}/{cell.objective}/{cell.rate}/{cell.seed}"
-    if record is None:
-        return Trial(name, config, WAITING, None, {"reward_mean": ()}, ())
-    rewards = {"reward_mean": tuple(record["reward"])}
-    return Trial(name, config, FINISHED, None, rewards, ((0, record["start"]), (regime.steps, record["end"])))
-
-
-def plans(study: Study) -> dict[str, ClaimPlan]:
-    """Return the registered families of claims by name."""
-    tables = tomllib.loads(study.claims.read_text(encoding="utf-8"))
-    return {name: plan_from(table, f"{study.claims.name} [{name}]") for name, table in tables.items()}
+    return study_runs.comparison("regions", lambda regime: REGIMES[regime].steps, records, planned)
 
 
 def tune(study: Study, until: float, threads: int = 1) -> dict[str, float] | None:
@@ -285,18 +223,18 @@ def planned(study: Study) -> list[StudyRun]:
 def decisions(study: Study, records: Records) -> dict[str, list[Decision]]:
     """Return what every family came to."""
     everything = comparison(records, planned(study))
-    return {name: decide(plan, everything) for name, plan in plans(study).items()}
+    return {name: decide(plan, everything) for name, plan in plans(study.claims).items()}
 
 
 def run_study(study: Study, until: float, threads: int) -> bool:
     """Train what each look has: first seeds of all, then more of what is undecided; tier by tier, by regime."""
-    families, cells = plans(study).values(), planned(study)
+    families, cells = plans(study.claims).values(), planned(study)
     looks = sorted({n for plan in families for n in plan.seeds})
     for n, tier, regime in product(looks, study.tiers, study.regimes):
         everything = comparison(read(study.records), cells)
         names = frozenset().union(*(due(plan, everything) for plan in families))
         of_tier = [c for c in cells if c.regime == regime and c.objective in map(spec_of, tier)]
-        wanted = [c for c in of_tier if c.seed in study.seeds[:n] and _trial(c, None).name in names]
+        wanted = [c for c in of_tier if c.seed in study.seeds[:n] and trial_name(c) in names]
         if not train_cells(study.records, wanted, until, threads):
             return False
     return True
@@ -305,26 +243,7 @@ def run_study(study: Study, until: float, threads: int) -> bool:
 def power(study: Study) -> list[str]:
     """Say what each family can decide."""
     waiting = comparison({}, planned(study))
-    return [f"{name}: {line}" for name, plan in plans(study).items() for line in power_lines(plan, waiting)]
-
-
-def verdict(d: Decision) -> str:
-    """Return a decision in a word."""
-    if d.equivalent:
-        return "equivalent"
-    return ("above" if d.difference.value > 0 else "below") if d.differs else "undecided"
-
-
-def line_of(name: str, plan: ClaimPlan, d: Decision) -> str:
-    """Return a decision in a line."""
-    where = d.contrast.strata[0][0][0] if plan.regimes == "each" else "all regimes"
-    size = d.difference
-    shown = (
-        f"{d.collapse[0].value:.0%} and {d.collapse[1].value:.0%}"
-        if plan.endpoint == COLLAPSE
-        else f"{100 * size.value:+.1f} points ({100 * size.low:+.1f} to {100 * size.high:+.1f})"
-    )
-    return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {d.seeds} seeds | {verdict(d)}"
+    return [f"{name}: {line}" for name, plan in plans(study.claims).items() for line in power_lines(plan, waiting)]
 
 
 PART = ("stale 8, cool", "stale 8, hot"), FIRST.tiers[0]
@@ -356,7 +275,9 @@ def repeat(path: Path, until: float, threads: int) -> bool:
             if of_part and {stratum[0][0] for stratum in old.contrast.strata} <= set(regimes):
                 equal = verdict(old) == verdict(again)
                 same = same and equal
-                print(f"{line_of(name, plans(FIRST)[name], again)} | {'as committed' if equal else verdict(old)}")
+                print(
+                    f"{line_of(name, plans(FIRST.claims)[name], again)} | {'as committed' if equal else verdict(old)}"
+                )
     return same
 
 
@@ -383,7 +304,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if repeat(options.out, until, options.threads) else 1
     else:
         for name, of_family in decisions(study, read(study.records)).items():
-            print("\n".join(line_of(name, plans(study)[name], d) for d in of_family))
+            print("\n".join(line_of(name, plans(study.claims)[name], d) for d in of_family))
     return 0
 
 

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 import regions
+import study_runs
 from drpo.files import save_figure
 from drpo.lab.claims import COLLAPSE, Decision
 from drpo.lab.multiple import look_levels
@@ -18,22 +19,22 @@ from drpo.lab.power import detectable, equivalence_power
 from drpo.lab.statistics import t_interval
 from drpo.report.figures import COLORS
 from markdown_tables import markdown
-from regions import FIRST, MORE, STUDIES, Record, Study
+from regions import FIRST, MORE, STUDIES, Study
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 
 @cache
-def records(study: Study) -> list[Record]:
+def records(study: Study) -> list[study_runs.Record]:
     """Return the finished runs of a study."""
-    return list(regions.read(study.records).values())
+    return list(study_runs.read(study.records).values())
 
 
 @cache
 def decisions(study: Study) -> dict[str, list[Decision]]:
     """Return what every family of a study came to."""
-    return regions.decisions(study, regions.read(study.records))
+    return regions.decisions(study, study_runs.read(study.records))
 
 
 def shown(objective: str) -> str:
@@ -48,14 +49,14 @@ def trained(study: Study) -> list[str]:
     return [name for name in study.regimes if name in looked]
 
 
-def _of(study: Study, regime: str, objective: str) -> list[Record]:
+def _of(study: Study, regime: str, objective: str) -> list[study_runs.Record]:
     return [r for r in records(study) if (r["regime"], r["objective"]) == (regime, objective)]
 
 
 def objectives(study: Study) -> list[str]:
     """Return the objectives that have been run, as records write them."""
     run = {r["objective"] for r in records(study)}
-    return [name for name in map(regions.spec_of, study.objectives) if name in run]
+    return [name for name in map(study_runs.spec_of, study.objectives) if name in run]
 
 
 def ends(study: Study) -> str:
@@ -86,7 +87,7 @@ def family(study: Study, name: str) -> Callable[[], str]:
             pair for pair in dict.fromkeys((d.contrast.of, d.contrast.against) for d in of_family) if pair in begun
         ]
         by = {(d.contrast.of, d.contrast.against, d.contrast.strata[0][0][0]): d for d in of_family}
-        endpoint = regions.plans(study)[name].endpoint
+        endpoint = study_runs.plans(study.claims)[name].endpoint
         rows = [
             [f"{shown(a)} less {shown(b)}", *(_decided(by[a, b, r], endpoint) for r in trained(study))]
             for a, b in pairs
@@ -99,7 +100,7 @@ def family(study: Study, name: str) -> Callable[[], str]:
 def _decided(d: Decision, endpoint: str) -> str:
     if not d.seeds:
         return "-"
-    verdict = regions.verdict(d)
+    verdict = study_runs.verdict(d)
     if endpoint == COLLAPSE:
         size = " and ".join(f"{round(of.value * of.n)} of {of.n}" for of in d.collapse)
     else:
@@ -107,7 +108,7 @@ def _decided(d: Decision, endpoint: str) -> str:
     return size if verdict == "undecided" else f"{size} **{verdict}**"
 
 
-def spread(regime: str, a: str, b: str, of: list[Record]) -> float | None:
+def spread(regime: str, a: str, b: str, of: list[study_runs.Record]) -> float | None:
     """Return the standard deviation of a seed's difference between two objectives; None without two seeds."""
     ends_of = {(r["objective"], r["seed"]): r["end"] for r in of if r["regime"] == regime}
     apart = [end - ends_of[b, seed] for (o, seed), end in ends_of.items() if o == a and (b, seed) in ends_of]
@@ -120,7 +121,7 @@ def power_of_spreads() -> str:
     for regime in trained(FIRST):
         row = [regime]
         for name, a, b in (("a", "drpo(12.5)", "none"), ("baselines", "drpo(0.2)", "none")):
-            plan, sd = regions.plans(FIRST)[name], spread(regime, a, b, records(FIRST))
+            plan, sd = study_runs.plans(FIRST.claims)[name], spread(regime, a, b, records(FIRST))
             n = len({r["seed"] for r in records(FIRST) if r["regime"] == regime and r["objective"] == a})
             if sd is None or n not in plan.seeds:
                 row += ["-", "-", "-"]
@@ -271,7 +272,7 @@ def verdicts(study: Study) -> str:
                     "of": d.contrast.of,
                     "against": d.contrast.against,
                     "seeds": d.seeds,
-                    "verdict": regions.verdict(d),
+                    "verdict": study_runs.verdict(d),
                 }
             )
             for d in of_family

@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from benchmarks.__main__ import main
@@ -17,7 +18,7 @@ from benchmarks.results import Results
 from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
 from benchmarks.worker_pool import WorkerError, WorkerPool, plain
-from benchmarks.workers import drpo_overlap, drpo_resampling, drpo_turns
+from benchmarks.workers import drpo_neighbours, drpo_overlap, drpo_resampling, drpo_step, drpo_turns
 from benchmarks.workers import head as head_worker
 from benchmarks.workers.drpo_mismatch import figures
 from benchmarks.workers.head_inputs import make
@@ -174,6 +175,19 @@ def test_overlap_measures_the_same_run_twice():
             assert {"rollout", "update", "sync"} <= record["phases"].keys() and record["seconds"] > 0
             away = entrant.worker.setup["away_s"]
             assert away is None or record["seconds"] >= 2 * away
+
+
+def test_a_neighbour_is_busy_during_a_step_and_gone_after_it(monkeypatch: pytest.MonkeyPatch):
+    scale = Scale(quick=True, repeats=1, cuda=False, memory_bytes=8 * 2**30, fast_bf16=False)
+    (case,) = PARTS["neighbours"](scale)
+    here, seen = psutil.Process(), []
+    monkeypatch.setattr(drpo_step, "prepare", lambda setup: ({}, lambda request: seen.append(here.children()) or {}))
+    _, repetition = drpo_neighbours.prepare(case.entrants[0].worker.setup)
+    began = set(here.children())
+    for entrant in case.entrants:
+        repetition(entrant.request)
+    alone, beside = (set(children) - began for children in seen)
+    assert not alone and len(beside) == 1 and not any(child.is_running() for child in beside)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,6 +17,7 @@ from drpo import doctor
 from drpo.cli import main
 from drpo.credit.gae import GAE
 from drpo.doctor import Finding, Size, machine, scoring, sync, tokens
+from drpo.doctor.cores import CoreTimes, by_others, core_times
 from drpo.doctor.mutation import mutate
 from drpo.objectives import DRPO
 from drpo.recipes.addition import smoke
@@ -334,13 +336,25 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
     assert needs[True] - needs[False] == sum(v.nbytes for v in held if v.ndim > 0) > 0
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([CoreTimes(0, 0, 0), CoreTimes(10, 18, 5), *[CoreTimes(0, 0, 0)] * 2])
+    monkeypatch.setattr(doctor, "core_times", lambda: next(times))
     assert main(["doctor", "smoke", "--quick"]) == 0
-    assert "smoke is sound on this machine" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "other programs kept 1.3 cores busy" in said and "smoke is sound on this machine" in said
     assert main(["doctor", "smoke", "--quick", "--json", "--reward", "test_doctor:credulous"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert not said["sound"]
     assert [f["check"] for f in said["findings"] if f["verdict"] == "broken"] == ["reward"]
+
+
+def test_its_own_work_is_not_taken_for_anothers() -> None:
+    began, spent = core_times(), time.process_time()
+    while time.process_time() < spent + 0.2:
+        pass
+    ended = core_times()
+    assert ended.own - began.own > 0.15 and ended.busy - began.busy > 0.15
+    assert by_others(began, replace(ended, busy=began.busy + ended.own - began.own)) is None
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -62,6 +62,11 @@ def test_each_data_set_gets_from_a_warm_start_to_a_chat_in_five_commands():
     assert f"drpo {' '.join(newcomer.commands('units', 'x')[0])}".removesuffix(" --plain") in page
 
 
+def test_the_answers_of_a_chat_are_told_apart_by_their_models():
+    said = "[runs/rl]\n5\n[start]\nIt is\n\n[a] 5\n[runs/rl]\n\n[start]\n6\n"
+    assert newcomer.answers(said) == [("runs/rl", "5"), ("start", "It is\n\n[a] 5"), ("runs/rl", ""), ("start", "6")]
+
+
 @pytest.mark.slow
 def test_what_a_warm_start_and_rl_taught_is_answered_in_a_chat(tmp_path: Path):
     """Units, in five commands: some held-out answers of the chat are right; the model alone has none right."""

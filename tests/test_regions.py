@@ -15,6 +15,7 @@ import regions
 import regions_check
 import regions_page
 import small_world as small
+import study_runs
 from brake import Brake
 from drpo.objectives import (
     CPPO,
@@ -232,19 +233,19 @@ each_study = pytest.mark.parametrize("study", regions.STUDIES.values(), ids=regi
 
 @each_study
 def test_the_registered_claims_are_of_the_studys_objectives_at_five_percent_together(study: regions.Study):
-    plans = regions.plans(study)
+    plans = study_runs.plans(study.claims)
     assert sum(plan.error_rate for plan in plans.values()) == pytest.approx(0.05)
     named = {name for plan in plans.values() for pair in plan.pairs for name in pair}
-    assert named == set(map(regions.spec_of, study.objectives))
+    assert named == set(map(study_runs.spec_of, study.objectives))
     assert {plan.seeds[-1] for plan in plans.values()} == {len(study.seeds)}
     assert not set(study.seeds) & set(regions.PILOT)
 
 
 @each_study
 def test_runs_that_are_reported_have_the_rates_that_other_seeds_chose(study: regions.Study):
-    rates, cells = regions.rates(study), regions.read(study.records)
+    rates, cells = regions.rates(study), study_runs.read(study.records)
     assert cells and all(cell.rate == rates[cell.objective] and cell.seed in study.seeds for cell in cells)
-    assert {cell.seed for cell in regions.read(study.tuning)} == set(regions.PILOT)
+    assert {cell.seed for cell in study_runs.read(study.tuning)} == set(regions.PILOT)
 
 
 def test_no_seed_is_of_two_studies():
@@ -280,11 +281,11 @@ def test_finished_batches_are_kept_and_not_trained_again(monkeypatch: pytest.Mon
     monkeypatch.setattr(regions, "BATCH", 2)
     monkeypatch.setattr(small, "EVALUATED", 2)
     path = tmp_path / "runs.jsonl"
-    cells = [regions.StudyRun("tiny", o, 1e-3, 0) for o in ("none", "drpo(0.2)", "gspo(0.0003, 0.0004)")]
+    cells = [study_runs.StudyRun("tiny", o, 1e-3, 0) for o in ("none", "drpo(0.2)", "gspo(0.0003, 0.0004)")]
     assert regions.train_cells(path, cells[:2], until=math.inf)
     before = path.read_text()
     assert not regions.train_cells(path, cells, until=0)  # no time: nothing begins
     assert path.read_text() == before
     assert regions.train_cells(path, cells, until=math.inf, threads=2)
-    assert path.read_text().startswith(before) and set(regions.read(path)) == set(cells)
-    assert all(0 <= record["end"] <= 1 and len(record["k3"]) == 4 for record in regions.read(path).values())
+    assert path.read_text().startswith(before) and set(study_runs.read(path)) == set(cells)
+    assert all(0 <= record["end"] <= 1 and len(record["k3"]) == 4 for record in study_runs.read(path).values())

@@ -28,7 +28,7 @@ def cases(scale: Scale) -> list[Case]:
 
 
 def _case(scale: Scale, precision: str, regime: str, reward: str) -> Case:
-    setup = _setup(scale, precision, regime, reward)
+    setup = setup_of(scale, precision, regime, reward)
     ours = Entrant("drpo", Worker(OURS, "drpo_step", setup), {})
     # In four micro-batches: on 2 cores all at once took 32.4 s a step against 27.7 s, and twice the memory.
     rows = setup["prompts"] * setup["samples"]
@@ -39,7 +39,8 @@ def _case(scale: Scale, precision: str, regime: str, reward: str) -> Case:
     return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, trl, rates), parameters)
 
 
-def _setup(scale: Scale, precision: str, regime: str, reward: str) -> dict[str, Any]:
+def setup_of(scale: Scale, precision: str, regime: str, reward: str) -> dict[str, Any]:
+    """Return what the worker of a step is told; see `REGIMES`."""
     name = TINY if scale.quick else SMOLLM2
     return {
         "model": str(folder(name, endless=regime == "full")),

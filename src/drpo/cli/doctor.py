@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.doctor import DoctorOptions
 from drpo.cli.methods import print_method
-from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine
+from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine_and_watch
 from drpo.terminal import Terminal
 from drpo.train.config import Run
 from drpo.train.setup import build
@@ -27,7 +27,7 @@ def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
     with console.status(Text(f"looking at {recipe}: {run.model.name}, {run.rollout.engine}")) as waiting:
         components = build(run)
         try:
-            for finding in examine(run, components, QUICK if options.quick else THOROUGH):
+            for finding in examine_and_watch(run, components, QUICK if options.quick else THOROUGH):
                 findings.append(finding)
                 waiting.update(f"{len(findings)} checks done")
                 if not options.json:

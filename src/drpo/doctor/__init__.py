@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from drpo.doctor import distribution, episodes, machine, scoring, sync, tokens
+from drpo.doctor.cores import by_others, core_times
 from drpo.doctor.finding import Finding, Verdict
 from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
 from drpo.doctor.prompt import prompt
@@ -72,9 +73,17 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
     shape = StepShape.of(run, longest)
     yield machine.memory(policy, components.optimizer, shape, components.critic)
-    if components.reward is turns_say_all:  # there is no answer to score
-        return
-    yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)
+    if components.reward is not turns_say_all:  # there is an answer to score
+        yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)
+
+
+def examine_and_watch(run: Run, components: Components, size: Size = THOROUGH) -> Iterator[Finding]:
+    """Yield what `examine` does, then a note if other programs used the cores meanwhile."""
+    began = core_times()
+    yield from examine(run, components, size)
+    busy = by_others(began, core_times())
+    if busy is not None:
+        yield busy
 
 
 def _routing(components: Components, batch: ProbeBatch) -> RoutingMismatch | None:
@@ -91,4 +100,4 @@ def _routing(components: Components, batch: ProbeBatch) -> RoutingMismatch | Non
     )
 
 
-__all__ = ["QUICK", "THOROUGH", "Finding", "Size", "Verdict", "examine"]
+__all__ = ["QUICK", "THOROUGH", "Finding", "Size", "Verdict", "examine", "examine_and_watch"]
