@@ -15,6 +15,7 @@ import agents
 import claim_rates
 import confirmation
 import curriculum
+import newcomer
 import regions
 import regions_page
 import routing_replay_figures as replay
@@ -272,6 +273,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())
     ),
     "curriculum": lambda: curriculum.table(read_json(curriculum.RESULTS)),
+    "newcomer": lambda: newcomer.table(read_json(newcomer.RESULTS)),
     "warm start": lambda: warm_start.table(read_json(warm_start.RESULTS)),
     "stability movement": lambda: stability_movement(read("stability")),
     "false claims": lambda: claim_rates.table("false", claim_rates.WITHIN),

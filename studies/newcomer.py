@@ -114,7 +114,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 "`drpo sft`" if name in NEVER_RIGHT else "best of 8",
                 *(mean(result[when]) for when in ("before", "after")),
                 f"{sum(turn['reward'] == 1 for turn in chat)} of {len(chat)}",
-                f"{first['question']} **{first['reply']}** (at the start: {one_line(first['start'])})",
+                f"{first['question']} **{one_line(first['reply'])}** (at the start: {one_line(first['start'])})",
                 f"{len(result['commands'])}",
             ]
         )

@@ -174,7 +174,8 @@ def environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(part for part in path if part),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
-        "RAY_AUTH_MODE": "disabled",  # a cluster of this machine alone
+        "RAY_ADDRESS": "local",  # a cluster of its own, whatever others run here
+        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "HYDRA_FULL_ERROR": "1",
@@ -191,7 +192,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
 
 
 def record(folder: Path, command: Sequence[str], seconds: float) -> None:
-    """Evaluate the checkpoint and write OUT/record.json: the command, versions, verl's log, and the evaluation."""
+    """Write OUT/record.json: the command, versions and verl's log; then the evaluation of its checkpoint too."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     log = [
         {"step": line["step"]} | {name: value for name, value in line["data"].items() if name.startswith(KEPT)}
@@ -199,8 +200,12 @@ def record(folder: Path, command: Sequence[str], seconds: float) -> None:
     ]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]}
     written = {"command": ["python", *command], "seconds": round(seconds), "versions": versions, "log": log}
-    text = json.dumps(written | {"eval": evaluated(folder)}, indent=1)
-    text = text.replace(str(folder), "OUT").replace(str(HERE), "cluster/verl")
+    _write(folder, written)
+    _write(folder, written | {"eval": evaluated(folder)})
+
+
+def _write(folder: Path, written: dict[str, Any]) -> None:
+    text = json.dumps(written, indent=1).replace(str(folder), "OUT").replace(str(HERE), "cluster/verl")
     (folder / "record.json").write_text(text + "\n")
 
 
