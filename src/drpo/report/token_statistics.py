@@ -79,7 +79,8 @@ class TokenStatistics:
 
 
 _COLUMNS = tuple(field.name for field in fields(TokenStatistics))
-_NO_TOKENS = TokenStatistics(np.empty(0), *np.empty((4, 0), np.float32), np.empty(0, bool))
+_NONE = np.empty(0, np.float32)
+_NO_TOKENS = TokenStatistics(np.empty(0), _NONE, _NONE, _NONE, _NONE, np.empty(0, bool))
 
 
 @dataclass(frozen=True, eq=False)
