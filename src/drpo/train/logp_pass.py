@@ -1,4 +1,4 @@
-"""The proximal policy of decoupled objectives: the policy's own log-probabilities, once before a rollout's updates."""
+"""Log-probabilities that an objective reads besides the policy's: a proximal policy's, or a reference model's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,25 +13,27 @@ from drpo.types import ScoredGroup
 
 
 @dataclass(frozen=True, eq=False)
-class ProximalPass:
-    """Asks the policy, before the updates of a rollout, for the log-probabilities of its tokens: one forward pass.
+class LogpPass:
+    """Asks a model, before the updates of a rollout, for the log-probabilities of its tokens: one forward pass.
 
     Args:
-        policy: the model in training.
+        column: "proximal_logp" or "reference_logp", of `TokenSequence`.
+        policy: the model in training, which is its own proximal policy then, or the frozen reference model.
         micro_batch_tokens: upper bound of positions per micro-batch; a single completion may exceed it.
         ranks: the processes that share the micro-batches; all have the same groups.
 
-    Source: Hilton et al. 2021, "Batch size-invariance for policy optimization" (arXiv:2110.00641).
+    Source: Hilton et al. 2021, "Batch size-invariance for policy optimization" (arXiv:2110.00641), the proximal policy.
     """
 
+    column: str
     policy: Policy
     micro_batch_tokens: int
     ranks: Ranks = SINGLE_PROCESS
 
     @torch.no_grad()
     def add_to(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups with the policy's present log-probabilities in each sequence that has a score."""
+        """Return the groups with the model's present log-probabilities in each sequence that has a score."""
         logp = iter(
             per_sequence(self.policy, groups, lambda micro: self.policy(micro)[0], self.micro_batch_tokens, self.ranks)
         )
-        return with_sequences(groups, lambda sequence: replace(sequence, proximal_logp=next(logp)))
+        return with_sequences(groups, lambda sequence: replace(sequence, **{self.column: next(logp)}))
