@@ -60,8 +60,9 @@ def enumerated(values: Sequence[float], alternative: str) -> float:
 
 @given(values=st.lists(numbers, min_size=2, max_size=7), alternative=st.sampled_from(["two-sided", "greater", "less"]))
 def test_sign_flips_are_all_enumerated(values: list[float], alternative: str):
-    found = float(sign_flip_test(blocks(np.array([values])), 0.0, alternative))
-    assert found == pytest.approx(enumerated(values, alternative))
+    for shift in (0.0, 0.37):
+        found = float(sign_flip_test(blocks(np.array([values])), shift, alternative))
+        assert found == pytest.approx(enumerated([x - shift for x in values], alternative))
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.5, 0.2, 0.9, 1.4], [1.0, 1.0, 1.0, 5.0, 5.0, 0.0]])
@@ -97,7 +98,9 @@ def test_equal_differences_have_the_p_value_of_sign_flips():
     equal = blocks(np.array([[0.2, 0.2, 0.2]]))
     assert float(t_test(equal)) == 0.25 and float(t_test(equal, 0.1, "greater")) == 0.125
     assert float(t_test(equal, 0.1, "less")) == 1.0 and float(t_test(blocks(np.zeros((1, 3))))) == 1.0
-    assert float(t_test(blocks(np.array([[0.2]])))) == 1.0
+    assert float(t_test(blocks(np.array([[0.3, 0.1 + 0.2, 0.3]])))) == 0.25  # equal but for rounding
+    for alternative in ("two-sided", "greater"):
+        assert float(t_test(blocks(np.array([[0.2]])), 0.0, alternative)) == 1.0
     assert float(sign_flip_test(blocks(np.array([[0.2]])))) == 1.0
 
 
@@ -162,6 +165,7 @@ def test_a_decided_comparison_leaves_and_the_others_take_holms_next_step():
     assert verdicts.look.tolist() == [0, 1, 1]  # 2 * 0.012 and 0.024 are below 0.03; 3 * 0.012 is not
     assert verdicts.adjusted.tolist() == pytest.approx([0.003, 0.024, 0.024])
     assert decided(p, None, (0.02, 0.02)).look.tolist() == [0, -1, -1]
+    assert decided(np.array([[2 / 2**6]]), None, (2 / 2**6,)).look.tolist() == [0]  # as far as sign flips can go
     waiting = decided(np.array([[0.2, 0.3], [np.nan, 0.001]]), None, (0.02, 0.03))
     assert waiting.look.tolist() == [-1, 1] and waiting.adjusted[0] == 0.4
     both = np.array([[0.001, 0.9], [np.nan, 0.02]]), np.array([[0.001, 0.9], [np.nan, 0.9]])  # a small difference
@@ -418,6 +422,9 @@ def test_seeds_without_a_pair_leave_the_sign_flips_exact():
     some = np.full((1, 20), np.nan)
     some[0, 4:10] = [0.3, 0.1, 0.2, 0.4, 0.2, 0.1]
     assert float(sign_flip_test(blocks(some))) == 2 / 2**6
+    shifted = np.roll(some, 3)
+    shifted[0, 7] = np.nan
+    assert sign_flip_test(blocks(np.stack([some, shifted]))).tolist() == [2 / 2**6, 2 / 2**5]
     some[0, 5:10] = np.nan
     assert float(sign_flip_test(blocks(some), 0.0, "greater")) == 1.0
 

@@ -200,7 +200,7 @@ CASES = [
             ("token", None, 0.1, 2.0, False),
             ("token", 2.0, 0.0, None, True),
             ("sequence", 2.0, 0.0, None, True),
-            ("token", 2.0, 0.2, 3.0, False, 0.5),
+            ("token", 1e9, 0.2, 1e9, False, 0.5),
         )
     ),
 ]
@@ -1119,6 +1119,80 @@ def test_defaults_are_the_programs() -> None:
     assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
     assert dataclasses.astuple(RefKL()) == (0.2,)
     assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
+
+
+def test_clip_cov_drops_its_share_of_the_kept_tokens_in_the_mean() -> None:
+    """At random among the eligible, where tokens of A = 0 count and masked ones do not; any split drops the same."""
+    make, n = torch.Generator().manual_seed(0), 6000
+    logp = -4 * torch.rand(n, generator=make, dtype=torch.float64) - 0.1
+    advantage = torch.randint(-1, 2, (n,), generator=make).double()
+    keep = torch.rand(n, generator=make) < 0.5
+    behavior_logp = torch.where(advantage == 0, (logp + 1).clamp(max=0), logp)  # no clip binds where A is 0
+    tokens = Tokens(logp, behavior_logp, advantage, keep, torch.arange(n))
+    cov = (advantage - advantage[keep].mean()) * (logp - logp[keep].mean())
+    eligible = keep & (cov > 0.1) & (cov < 1)
+    dropping = of_batch(ClipCov(fraction=0.1, cov_low=0.1, cov_high=1.0), tokens)
+    dropped = keep & (advantage != 0) & (gradient(dropping, tokens) == 0)
+    share, most = 0.1 * int(keep.sum()) / int(eligible.sum()), int((eligible & (advantage != 0)).sum())
+    assert not (dropped & ~eligible).any()
+    assert abs(int(dropped.sum()) - share * most) < 4 * math.sqrt(share * most)
+    half = torch.arange(n) % 2 == 0
+    assert torch.equal(gradient(dropping, take(tokens, half)), gradient(dropping, tokens)[half])
+    moved = dataclasses.replace(tokens, logp=logp - 1e-4)
+    assert not torch.equal(gradient(dropping, moved) == 0, gradient(dropping, tokens) == 0)
+    few = make_tokens([-1.0, -2.0, -1.9], [-1.0, -2.0, -1.9], [1.0, -0.1, -0.1])  # cov: 0.46, 0.13, 0.10
+    assert (gradient(ClipCov(fraction=1e-6, cov_low=0.3), few) == 0).tolist() == [True, False, False]  # at least one
+
+
+def test_the_edges_of_masks_are_the_printed_ones() -> None:
+    """A success is above 0; OPSM keeps A = 0; a token that has not moved is kept, however much its prefix has spent."""
+    failed = dataclasses.replace(probable(0.5, 0.2, 1.0), score=torch.zeros(1).double())
+    assert gradient(TOPR(2.0, 3.0), failed).item() == -3.0
+    for a, kept in ((0.0, True), (-1.0, False)):
+        assert (gradient(Product(K2(), (OPSM(0.1),)), probable(0.1, 0.5, a)).item() != 0) == kept
+    nothing = Product(Reinforce(), (ImportanceWeight("token", high=2.0, low=1.5, normalize=True),))
+    assert (gradient(nothing, random_tokens([3], spread=0.0)) == 0).all()
+    spent = make_tokens([math.log(0.9)] * 4 + [-1.0], [math.log(0.2)] * 4 + [-1.0], [1.0] * 5, sequence=[0] * 5)
+    assert gradient(CPPO(0.1, 0.8, 0.01), spent).tolist() == [0, 0, 0, 0, -1]
+
+
+def test_cppos_schedule_and_budget_are_those_of_the_whole_sequence() -> None:
+    """The 90 % quantile lies between the budget's bounds: what a large first shift has spent comes back bit by bit. In
+    the second sequence the last token's weight decides.
+    """
+    shifts = [0.5, *[0.1] * 8, 0.15, 0.1, *[0.0] * 10, 0.21]
+    tokens = make_tokens(
+        [math.log(0.2 + x) for x in shifts], [math.log(0.2)] * 22, [1.0] * 22, sequence=[0] * 11 + [1] * 11
+    )
+    for w_min, kept in ((1.0, {8, 10}), (0.5, {21})):
+        case = Case("", CPPO(0.12, w_min, 0.1), reference.cppo(0.12, w_min, 0.1))
+        slope, _ = check_gradient_and_weight(case, tokens, [t for t in of(case, tokens) if t])
+        assert kept <= {*slope.nonzero()[:, 0].tolist()} and slope[0] == 0
+
+
+@pytest.mark.parametrize("q", [0.0, 0.35, 0.9, 1.0])
+def test_a_quantile_is_linear_between_two_kept_tokens(q: float) -> None:
+    tokens = random_tokens([1, 2, 5, 12, 30])
+    found = Sequences.of(tokens).quantile(tokens.logp, q)
+    for i in range(5):
+        mine = tokens.sequence == i
+        want = torch.quantile(tokens.logp[mine & tokens.keep], q)
+        assert torch.allclose(found[mine], want.expand(int(mine.sum())), rtol=1e-12)
+
+
+def test_statistics_of_small_batches() -> None:
+    """M2PO clips nothing within its budget though every token moves outward; one token stays in AReaL's; KL-Cov chooses
+    one at least, and no masked one.
+    """
+    outward = make_tokens([-1.0, -1.1, -1.3], [-1.1, -1.3, -1.6], [1.0, 1.0, 1.0])
+    assert (gradient(M2PO(1.0), outward) != 0).all()
+    assert (gradient(M2POAReaL(1e-3), outward) != 0).tolist() == [True, False, False]
+    few = make_tokens([-1.0, -2.0, -1.9], [-1.1, -2.1, -2.0], [1.0, -0.1, -0.1])
+    plain = gradient(ImportanceSampling(), few)
+    assert (gradient(KLCov(1e-6), few) != plain).tolist() == [True, False, False]
+    masked = random_tokens([9, 9], masked=0.5)
+    apart = gradient(KLCov(1.0), masked) - gradient(ImportanceSampling(), masked)
+    assert torch.equal(apart.abs() > 0.5, masked.keep)
 
 
 def test_a_penalty_may_count_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from drpo.model.policy import Policy
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.routing import with_sequences
 from drpo.train.step import per_sequence
-from drpo.types import ScoredGroup
+from drpo.types import ScoredGroup, TokenSequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,4 +37,9 @@ class LogpPass:
         logp = iter(
             per_sequence(self.policy, groups, lambda micro: self.policy(micro)[0], self.micro_batch_tokens, self.ranks)
         )
-        return with_sequences(groups, lambda sequence: replace(sequence, **{self.column: next(logp)}))
+
+        def with_logp(sequence: TokenSequence) -> TokenSequence:
+            column: dict[str, Any] = {self.column: next(logp)}
+            return replace(sequence, **column)
+
+        return with_sequences(groups, with_logp)
