@@ -35,6 +35,7 @@ PER_TOKEN = (
     "logp",
     "divergence",
     "proximal_logp",
+    "reference_logp",
     "advantages",
     "reward_penalties",
 )
@@ -255,6 +256,7 @@ def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
         sequence=sequence,
         divergence=column("divergence") if "divergence" in rows[0].tokens else None,
         proximal_logp=column("proximal_logp") if "proximal_logp" in rows[0].tokens else None,
+        reference_logp=column("reference_logp") if "reference_logp" in rows[0].tokens else None,
         score=None if scores is None else _float32(scores),
     )
 

@@ -59,8 +59,8 @@ def train(
             with session.phase("update"):
                 if components.first_pass:
                     groups = components.first_pass.add_to(groups)  # the experts that all updates use
-                if components.proximal:
-                    groups = components.proximal.add_to(groups)  # log-probabilities that all updates are held to
+                for logp_pass in components.logp_passes:
+                    groups = logp_pass.add_to(groups)  # of the proximal policy or the reference, for all updates
                 if components.reference_reward:
                     groups = components.reference_reward.add_to(groups)  # a reward per token
                 if components.overlong:
