@@ -43,6 +43,7 @@ from drpo.train.records import (
 )
 from drpo.train.rollouts import IN_FLIGHT
 from drpo.train.verify import verify
+from drpo.train.warm_up import started
 from support.forks import KillItself, fork
 from support.hand_run import updated
 from support.processes import assert_nearly_same_run, launch
@@ -367,6 +368,16 @@ def test_a_checkpoint_is_a_beginning_too(other: Callable[..., tuple[Path, int]],
     assert lora_rank or after[0] == before[1] | {"step": 0, **{name: None for name in after[0] if "difference" in name}}
     shutil.rmtree(tmp_path / "source")
     assert cli.main(["train", "--resume", "new", "--steps", "4", "--no-doctor", "--plain"]) == 0
+    (tmp_path / "new").rename(tmp_path / "moved")
+    assert cli.main(["train", "--resume", "moved", "--steps", "5", "--no-doctor", "--plain"]) == 0
+    assert load_run(Path("moved")).model.name == f"new/{START}"  # config.json says where it was
+
+
+def test_weights_that_a_run_began_with_are_where_the_run_is_now(tmp_path: Path):
+    run = configure(RUN, model=f"gone/{START}")
+    assert started(run, tmp_path) is run
+    (tmp_path / ORIGIN).touch()
+    assert started(run, tmp_path).model.name == str(tmp_path / START)
 
 
 @pytest.mark.slow
