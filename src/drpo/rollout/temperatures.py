@@ -1,4 +1,4 @@
-"""Llama 4's attention temperatures, which transformers takes from a token's place in the padded row, not in its text."""
+"""Llama 4's attention temperatures, which transformers takes from a token's place in the padded row."""
 
 from collections.abc import Iterator
 from typing import Any
