@@ -98,6 +98,7 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",  # a cluster of this machine alone
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_register_timeout_seconds": "900",  # on busy cores a worker takes longer than a minute to start
         "HF_HUB_OFFLINE": "1",
     }
     return os.environ | chosen

@@ -1,5 +1,6 @@
 """What OpenRLHF 0.11.2 and vLLM's CPU build lack on a CPU; openrlhf_start puts it into every process of a run."""
 
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
@@ -32,13 +33,10 @@ class Group:
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, device: object) -> None:
         store = dist.TCPStore(address, port, world_size, is_master=rank == 0)
-        self.group = dist.ProcessGroupGloo(store, rank, world_size)
+        self.group = dist.ProcessGroupGloo(store, rank, world_size, timedelta(minutes=60))
 
     def broadcast(self, tensor: Tensor, src: int, stream: None) -> None:
         self.group.broadcast(tensor, src).wait()
-
-
-def nothing(*_: Any) -> None: ...
 
 
 def mesh(module: ModuleType) -> None:
@@ -75,7 +73,8 @@ def install() -> None:
     """In this process: an empty flash-attn, a CPU for torch's current device, and the three above once imported."""
     stand_ins.install(("flash_attn",))
     torch.cuda.current_device = lambda: Device("cpu")
-    torch.cuda.set_device = torch.cuda.synchronize = torch.cuda.current_stream = nothing
+    for name in ("set_device", "synchronize", "current_stream"):
+        setattr(torch.cuda, name, lambda *_: None)  # each its own: torch's compiler keeps a rule for each function
     when_imported("openrlhf.utils.deepspeed.deepspeed", mesh)
     when_imported("openrlhf.utils.distributed_util", group)
     when_imported("openrlhf.trainer.ray.vllm_worker_wrap", worker)
