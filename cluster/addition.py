@@ -1,4 +1,4 @@
-"""The small run of the demonstrations of verl and OpenRLHF: sums of two small numbers, a random model, an evaluation."""
+"""What the whole runs of verl and OpenRLHF share: sums of two small numbers, a random model, an evaluation."""
 
 import importlib.metadata
 import subprocess

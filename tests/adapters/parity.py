@@ -15,7 +15,6 @@ FOUND = ROOT / ".adapters" / "parity"
 FIGURES = ROOT / "docs" / "parity.json"
 PAGE = ROOT / "docs" / "frameworks.md"
 RAN = {
-    ("OpenRLHF, seq-mean-token-mean", "0.11.2"): "[yes, on a CPU](../cluster/openrlhf/README.md)",
     ("TRL, loss_type=dr_grpo", "1.16.0"): "[yes, on a CPU](../cluster/trl/README.md)",
     ("verl, ppo_loss", "0.9.1"): "[yes, on a CPU](../cluster/verl/README.md#a-whole-run-on-one-cpu)",
 }

@@ -1,4 +1,4 @@
-"""OpenRLHF's own trainer on Ray with DeepSpeed and a vLLM sampler, whole, on a CPU: two rollouts of its demonstration."""
+"""OpenRLHF's own trainer on Ray with DeepSpeed and a vLLM sampler, whole, on a CPU: two rollouts of its run."""
 
 import json
 import subprocess
