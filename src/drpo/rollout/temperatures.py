@@ -26,7 +26,8 @@ def temper_by_position(model: Any) -> None:
 
     def scaled(attention: Any, projected: Tensor) -> Tensor:
         steps = torch.floor((positions[0].float() + 1) / attention.floor_scale)
-        return (projected * (1 + attention.attn_scale * torch.log1p(steps))[..., None]).to(projected.dtype)
+        scale: Tensor = 1 + attention.attn_scale * torch.log1p(steps)
+        return (projected * scale[..., None]).to(projected.dtype)
 
     for layer in _tempered(model):
         attention = layer.self_attn
@@ -38,6 +39,6 @@ def temper_by_position(model: Any) -> None:
 def _tempered(model: Any) -> Iterator[Any]:
     """Yield the layers that scale their queries."""
     for layer in decoder_of(model).modules():
-        attention = getattr(layer, "self_attn", None)
+        attention: Any = getattr(layer, "self_attn", None)
         if getattr(attention, "attn_temperature_tuning", False) and not attention.use_rope:
             yield layer
