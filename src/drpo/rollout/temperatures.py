@@ -26,7 +26,7 @@ def temper_by_position(model: Any) -> None:
 
     def scaled(attention: Any, projected: Tensor) -> Tensor:
         steps = torch.floor((positions[0].float() + 1) / attention.floor_scale)
-        scale = 1 + float(attention.attn_scale) * torch.log1p(steps)
+        scale: Tensor = 1 + attention.attn_scale * torch.log1p(steps)
         return (projected * scale[..., None]).to(projected.dtype)
 
     for layer in _tempered(model):
