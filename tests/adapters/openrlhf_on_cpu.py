@@ -1,5 +1,6 @@
 """What OpenRLHF 0.11.2 and vLLM's CPU build lack on a CPU; openrlhf_start puts it into every process of a run."""
 
+import sys
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -72,6 +73,7 @@ def worker(module: ModuleType) -> None:
 def install() -> None:
     """In this process: an empty flash-attn, a CPU for torch's current device, and the three above once imported."""
     stand_ins.install(("flash_attn",))
+    sys.modules["flash_attn.ops.triton.cross_entropy"] = None  # where it is missing, OpenRLHF scores tokens by itself
     torch.cuda.current_device = lambda: Device("cpu")
     for name in ("set_device", "synchronize", "current_stream"):
         setattr(torch.cuda, name, lambda *_: None)  # each its own: torch's compiler keeps a rule for each function
