@@ -147,7 +147,7 @@ def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Completion:
+class RolloutRow:
     """One of a run's completions, taken out of the columns."""
 
     record: dict[str, Any]
@@ -159,7 +159,7 @@ class Completion:
     statistics: TokenStatistics | None
 
 
-def completions(rollouts: Rollouts) -> list[Completion]:
+def completions(rollouts: Rollouts) -> list[RolloutRow]:
     """The completions one by one; those that no update saw have no statistics."""
     token, seen = 0, 0
     found = []
@@ -168,11 +168,11 @@ def completions(rollouts: Rollouts) -> list[Completion]:
         trained = rollouts.trained[span]
         statistics = rollouts.statistics.at(np.arange(seen, seen + trained.sum())) if trained.any() else None
         columns = (rollouts.token_ids[span], rollouts.mu[span], trained)
-        found.append(Completion(rollouts.record(i), rollouts.states[i], lengths, *columns, statistics))
+        found.append(RolloutRow(rollouts.record(i), rollouts.states[i], lengths, *columns, statistics))
         token, seen = span.stop, seen + trained.sum()
     return found
 
 
-def updated(rollouts: Rollouts) -> list[tuple[Completion, TokenStatistics]]:
+def updated(rollouts: Rollouts) -> list[tuple[RolloutRow, TokenStatistics]]:
     """The completions that an update saw, and what it saw."""
     return [(c, c.statistics) for c in completions(rollouts) if c.statistics is not None]
