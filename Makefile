@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 DOCS   := .venv-docs
 
-.PHONY: help setup demo demo-tools lab study test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-verl-cluster test-skyrl test-others parity bench bench-quick bench-check gpu-day lint plant mutants format docs dist clean
+.PHONY: help setup demo demo-tools lab study test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-verl-cluster test-openrlhf-cluster test-skyrl test-others parity bench bench-quick bench-check gpu-day lint plant mutants format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -126,10 +126,14 @@ test-trl: .adapters/trl/.ready $(TRL_OLDER:%=.adapters/trl-%/.ready)
 test-verl: .adapters/verl/.ready
 	.adapters/verl/bin/python $(IN_FRAMEWORK) tests/adapters/test_verl*.py
 
-# Not a part of test-adapters: verl's whole trainer takes minutes. What is removed cannot be loaded beside a CPU build of torch.
+# Not a part of test-adapters: a whole trainer takes minutes. What is removed cannot be loaded beside a CPU build of torch.
 test-verl-cluster: .adapters/verl_vllm/.ready
 	.adapters/verl_vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.adapters/verl_vllm/bin/python $(IN_FRAMEWORK) tests/adapters/test_verl_cluster.py
+
+test-openrlhf-cluster: .adapters/openrlhf_vllm/.ready
+	.adapters/openrlhf_vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.adapters/openrlhf_vllm/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf_cluster.py
 
 test-skyrl: .adapters/skyrl/.ready $(TINKER_OLDER:%=.adapters/tinker-%/.ready)
 	.adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py tests/adapters/test_tinker*.py

@@ -14,7 +14,7 @@ from benchmarks.cases import OURS, Case
 from benchmarks.command import Parser, status
 from benchmarks.parts import PARTS, Scale
 from benchmarks.results import FOLDER, read
-from benchmarks.rounds import column, floors, measure, ratios
+from benchmarks.rounds import FLOOR, column, measure, times
 from benchmarks.table import headline
 from benchmarks.worker_pool import WorkerPool
 from drpo.errors import InputError
@@ -26,7 +26,6 @@ ALLOWED = 0.10
 ROUND_SECONDS = 10.0
 """Longer cases are left out: those of which a round took more than this when the committed results were measured."""
 LEAST_ROUNDS = 2
-FLOOR = "its floor"
 COMPARED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "head": (("linear_policy_loss", "products alone"), ("linear_logprob", "products alone")),
     "rollout": (("drpo", "transformers"),),
@@ -74,7 +73,7 @@ def medians(record: Mapping[str, Any]) -> dict[str, float]:
         return {}
     found = {}
     for ours, other in COMPARED.get(record["part"], ()):
-        values = floors(record, ours) if other == FLOOR else ratios(record["rounds"], ours, other)
+        values = times(record, ours, other)
         if len(values) >= LEAST_ROUNDS:
             found[f"{record['part']}: {record['name']}: {ours} / {other}"] = median(values)
     return found

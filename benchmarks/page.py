@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import FOLDER
-from benchmarks.rounds import floors, ratios
+from benchmarks.rounds import FLOOR, times
 from benchmarks.table import spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-FLOOR = "its floor"
 SHOWN: Mapping[str, tuple[tuple[str, str], ...]] = {
     "step": (("drpo", FLOOR), ("TRL, 16 x 4", "drpo")),
     "rollout": (("transformers", "drpo"), ("vLLM", "drpo")),
@@ -62,7 +61,7 @@ def _cells(results: Results) -> dict[tuple[str, str, str], str]:
     cells = {}
     for record in results["cases"]:
         for ours, other in SHOWN.get(record["part"], ()):
-            values = floors(record, ours) if other == FLOOR else ratios(record["rounds"], ours, other)
+            values = times(record, ours, other)
             if values:
                 rounds = f"{len(values)} round{'s' if len(values) > 1 else ''}"
                 cells[record["part"], record["name"], f"{ours} / {other}"] = f"{spread(values)}, {rounds}"

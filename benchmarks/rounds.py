@@ -12,6 +12,9 @@ from benchmarks.worker_pool import WorkerError, WorkerPool
 Rounds = list[dict[str, dict[str, Any]]]
 """Round by round: entrant -> what its worker answered. One that failed is missing from then on."""
 
+FLOOR = "its floor"
+"""In the place of an entrant that a step is compared with: what its matrix products take at the least."""
+
 CASE_SECONDS = 240.0
 """No further round begins when a case's rounds have taken this long; how many there were stands in the table."""
 
@@ -172,6 +175,16 @@ def floors(record: Mapping[str, Any], entrant: str, *, shared: bool = True) -> l
         )
         least.append(answer["seconds"] / step.seconds(median(rates), shared=shared))
     return least
+
+
+def times(record: Mapping[str, Any], entrant: str, other: str) -> list[float]:
+    """Return how many times the seconds of another, or of `FLOOR`, an entrant took, round by round.
+
+    Args:
+        record: of a case.
+        entrant, other: above the line, and below it.
+    """
+    return floors(record, entrant) if other == FLOOR else ratios(record["rounds"], entrant, other)
 
 
 def summary(values: Sequence[float]) -> tuple[float, float, float] | None:

@@ -44,6 +44,7 @@ OBJECTIVES = (
     "kl_cov",
     "reinforce + 0.1*k2",
     "mask(0.1) + 0.002*k2",
+    "drpo(0.2) + 0.04*ref_kl(0.2)",
     "ppo(0.2, 0.2)*opsm(1e-4)",
     "ppo(0.2, 0.2)*reject('seq_mean_k3', 0.01)",
     "reinforce*weight('sequence', 2)",

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -238,13 +238,16 @@ def _short(x: float | None) -> float | None:
     return None if x is None else float(f"{x:.6g}")
 
 
-def learnt(seeds: Sequence[int], steps: int, updates: Sequence[int]) -> Iterator[Learnt]:
-    """Yield the runs, those to be compared one after the other."""
+def learnt(
+    seeds: Sequence[int], steps: int, updates: Sequence[int], done: Container[tuple[object, ...]] = ()
+) -> Iterator[Learnt]:
+    """Yield the runs that are not done (seed, updates, replay), those to be compared one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             for n in updates:
                 for replay in ("off", "sampler", *(["trainer"] if n > 1 else [])):
-                    yield learn(Path(folder), seed, steps, n, replay)
+                    if (seed, n, replay) not in done:
+                        yield learn(Path(folder), seed, steps, n, replay)
 
 
 # ---- costs ----
@@ -307,6 +310,10 @@ def _in_turns(*deeds: Callable[[], object]) -> tuple[float, float]:
     return one, other
 
 
+def _length(run: dict[str, Any]) -> int:
+    return len(run["series"]["reward_mean"])
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure, and write a JSON file after each measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -314,17 +321,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=100, help="of each run")
     parser.add_argument("--updates", type=int, nargs="+", default=[1, 4], help="updates per rollout of the runs")
-    parser.add_argument("--out", type=Path, default=Path("runs/routing_replay.json"), help="parts in it are kept")
+    out = Path("runs/routing_replay.json")
+    parser.add_argument("--out", type=Path, default=out, help="other parts in it are kept, and runs of other settings")
     options = parser.parse_args(arguments)
     results: dict[str, list[Any]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     parts: dict[str, Callable[[], Iterator[Any]]] = {
         "mismatch": lambda: measured(options.seeds),
-        "runs": lambda: learnt(options.seeds, options.steps, options.updates),
+        "runs": lambda: learnt(options.seeds, options.steps, options.updates, done),
         "costs": lambda: map(cost, SIZES),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(r["seed"], r["updates"], r["replay"]) for r in results.get("runs", ()) if _length(r) == options.steps}
     for part in options.parts:
-        results[part] = []
+        results[part] = results.get(part, []) if part == "runs" else []
         for one in parts[part]():
             results[part].append(asdict(one))
             write_text(options.out, json.dumps(results))

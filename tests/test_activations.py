@@ -7,6 +7,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from drpo.train.setup import build
 from drpo.train.step import update_policy
 from drpo.types import Batch
 from support.architectures import FAMILIES, PLAIN, mixture, settings
+from support.families import build as build_family
 from support.tiny_world import REWARDS, STOPS, batched, grouped, how, sampled, tiny
 from support.updates import equal, gradients
 from support.worlds import sampling
@@ -257,7 +259,8 @@ def test_a_setting_holds_whatever_is_free(monkeypatch) -> None:
 
 def test_what_fits_by_the_quick_bound_fits_by_the_estimate() -> None:
     """Nothing is measured where the bound is small enough."""
-    for make in (*FAMILIES.values(), mixture):
+    recurrent = (partial(build_family, family) for family in ("mamba", "kimi_linear"))
+    for make in (*FAMILIES.values(), mixture, *recurrent):
         policy = Policy(made(make), precision=BF16, temperature=1.0)
         for shape in (StepShape(8, 8, prompts=1, samples=2), StepShape(60, 60, prompts=2, samples=8)):
             need = estimate_step(policy, adamw(policy), shape, checkpointed=False)

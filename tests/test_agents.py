@@ -27,7 +27,7 @@ from drpo.types import Episode, Sampling
 from support.environments import TEMPLATE, Chat, talkative
 from support.forks import KillItself, fork
 from support.runs import assert_same_run
-from support.worlds import tiny_run
+from support.worlds import Broken, tiny_run
 
 
 def chat_run(**changes: object) -> Run:
@@ -144,6 +144,13 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: P
     (first, *_) = [r for r in rollouts if len(r["turns"]) == 3]
     assert sum(first["reward_turns"]) == pytest.approx(first["reward"], abs=1e-6)
     assert ("branches" in first) == (role == "tool") and ("sampled" in first) == (role == "user")
+
+
+def test_a_step_whose_updates_are_all_skipped_is_recorded(tmp_path: Path) -> None:
+    chat(chat_run(steps=1, updates=1, prompts=2, eval_problems=0, objective=Broken()), tmp_path)
+    (figures,) = read_records(tmp_path / METRICS)
+    assert figures["skipped_updates"] == 1 and figures["turns_max"] == 3
+    assert not any("/turn_" in name for name in figures)
 
 
 def test_tools_go_with_the_problems_of_any_task() -> None:

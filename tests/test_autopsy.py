@@ -329,11 +329,12 @@ def test_rollouts_in_no_order_are_refused(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_files_are_read_in_the_order_of_their_numbers_and_others_are_left_out(tmp_path: Path):
-    dumps.verl(tmp_path, sound())
-    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
-    (tmp_path / "broken.jsonl").write_text("what\n")
-    (tmp_path / "empty.jsonl").write_text("")
-    found = find_dumps([tmp_path])
+    folder = tmp_path / "1\u00b22"  # a digit that is no decimal
+    dumps.verl(folder, sound())
+    (folder / "metrics.jsonl").write_text('{"loss": 1}\n')
+    (folder / "broken.jsonl").write_text("what\n")
+    (folder / "empty.jsonl").write_text("")
+    found = find_dumps([folder])
     assert [path.name for path, _ in found.files] == [f"{i}.jsonl" for i in range(1, 15)]
     assert {path.name for path in found.left_out} == {"metrics.jsonl", "broken.jsonl", "empty.jsonl"}
     assert any("3 files left out" in note for note in judge(found, PPO).notes)

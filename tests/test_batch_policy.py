@@ -37,12 +37,12 @@ from drpo.batch import pack, split_micro_batch
 from drpo.errors import InputError
 from drpo.model.head import HeadShape
 from drpo.model.policy import Policy
-from drpo.objectives import DRPO, GSPO, M2PO, TOPR, Decoupled, ImportanceSampling, PPOClip, Reinforce, ratio
+from drpo.objectives import DRPO, GSPO, M2PO, TOPR, Decoupled, ImportanceSampling, PPOClip, RefKL, Reinforce, ratio
 from drpo.reductions import Horizon
 from drpo.rewards import RewardConfig, Scored
 from drpo.spec import parse_spec
+from drpo.train.logp_pass import LogpPass
 from drpo.train.optim import AdamW
-from drpo.train.proximal import ProximalPass
 from drpo.train.score import require_scored, score
 from drpo.train.step import update_policy
 from drpo.types import (
@@ -306,7 +306,7 @@ def test_the_proximal_policy_is_the_policy_before_the_updates(
     """In every sequence its own log-probabilities; held to them the first update has the ratio 1: REINFORCE."""
     model, _ = tiny(STOPS)
     policy = policy_of(perturb(model, 0.02))
-    anchored = ProximalPass(policy, 163).add_to(groups)
+    anchored = LogpPass("proximal_logp", policy, 163).add_to(groups)
     sequences = [s for g in anchored for e in g.episodes for s in e.sequences]
     for s, c in zip(sequences, rollout, strict=True):
         assert s.proximal_logp is not None
@@ -316,6 +316,23 @@ def test_the_proximal_policy_is_the_policy_before_the_updates(
     close(found, gradients(policy, batch, Reinforce())[0], 1e-5)
     with pytest.raises(InputError, match="proximal_logp is missing"):
         gradients(policy, batched(groups, how())[0], Decoupled(PPOClip()))
+
+
+def test_a_reference_model_is_followed_as_an_advantage(groups: list[ScoredGroup], rollout: list[Episode]) -> None:
+    """RefKL's gradient is REINFORCE's with l_ref - l for the advantage, where the policy is the sampler."""
+    policy, teacher = policy_of(tiny(STOPS)[0]), policy_of(perturb(tiny(STOPS)[0], 0.02))
+    taught = LogpPass("reference_logp", teacher, 163).add_to(groups)
+    sequences = [s for g in taught for e in g.episodes for s in e.sequences]
+    for s, c in zip(sequences, rollout, strict=True):
+        assert s.reference_logp is not None
+        torch.testing.assert_close(s.reference_logp, own_logp(teacher.model, c, 1.0), rtol=0, atol=1e-5)
+    (batch,) = batched(taught, how(micro_batch_tokens=163))
+    found, _ = gradients(policy, batch, RefKL())
+    apart = [replace(m, advantage=m.reference_logp - m.behavior_logp) for m in batch.micro_batches]
+    close(found, gradients(policy, replace(batch, micro_batches=tuple(apart)), Reinforce())[0], 1e-5)
+    assert max(float(g.abs().max()) for g in found.values()) > 1e-3
+    with pytest.raises(InputError, match="reference_logp is missing"):
+        gradients(policy, batched(groups, how())[0], RefKL())
 
 
 def test_every_token_has_the_reward_of_its_episode(groups: list[ScoredGroup]) -> None:

@@ -43,7 +43,9 @@ from drpo.train.records import (
 )
 from drpo.train.rollouts import IN_FLIGHT
 from drpo.train.verify import verify
+from drpo.train.warm_up import started
 from support.forks import KillItself, fork
+from support.hand_run import updated
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
 from support.runs import StopsAfter, assert_same_run
@@ -319,7 +321,7 @@ def test_the_objective_changes_and_each_step_is_asked_of_its_own(copy: Path, cap
     evaluations = {e["step"]: e for e in read_records(copy / EVALUATIONS)}
     assert [evaluations[step]["n_samples"] for step in (0, 3, 4, 5)] == [1, 1, 4, 4]
     assert list(evaluations[4]["pass_at"]) == ["1", "2", "4"] and evaluations[4]["difference"] is not None
-    asked = {c.record["step"] for c, _ in read_rollouts(copy, run.objective.loss, 10**6).trained()}
+    asked = {c.record["step"] for c, _ in updated(read_rollouts(copy, run.objective.loss, 10**6))}
     assert min(asked) <= 3 < max(asked) and "from step 4: " in (copy / "report.html").read_text()
     assert cli.main(["verify", str(copy)]) == 0
     rates = [m["learning_rate"] for m in read_records(copy / METRICS)]
@@ -366,6 +368,16 @@ def test_a_checkpoint_is_a_beginning_too(other: Callable[..., tuple[Path, int]],
     assert lora_rank or after[0] == before[1] | {"step": 0, **{name: None for name in after[0] if "difference" in name}}
     shutil.rmtree(tmp_path / "source")
     assert cli.main(["train", "--resume", "new", "--steps", "4", "--no-doctor", "--plain"]) == 0
+    (tmp_path / "new").rename(tmp_path / "moved")
+    assert cli.main(["train", "--resume", "moved", "--steps", "5", "--no-doctor", "--plain"]) == 0
+    assert load_run(Path("moved")).model.name == f"new/{START}"  # config.json says where it was
+
+
+def test_weights_that_a_run_began_with_are_where_the_run_is_now(tmp_path: Path):
+    run = configure(RUN, model=f"gone/{START}")
+    assert started(run, tmp_path) is run
+    (tmp_path / ORIGIN).touch()
+    assert started(run, tmp_path).model.name == str(tmp_path / START)
 
 
 @pytest.mark.slow

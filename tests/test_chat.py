@@ -25,7 +25,7 @@ from hypothesis import example, given
 
 from drpo.cli.chat import ChatConfig, ChatModel, converse
 from drpo.cli.screen import Colours, Lines, coloured
-from drpo.errors import BrokenLogpError, printable
+from drpo.errors import BrokenLogpError, InputError, printable
 from drpo.model import loading
 from drpo.recipes.agents import calculator
 from drpo.rollout import EpisodeDriver, TransformersEngine
@@ -278,6 +278,8 @@ def test_reset_begins_anew_and_other_commands_are_no_questions(monkeypatch: pyte
     assert read == ["one", "/two", "one"]
     assert "Ctrl-D" in screen.notes[1] and "no such command: /rest" in screen.notes[2]
     assert text_of(screen.answers[0]) != text_of(screen.answers[2])  # no question has the numbers of another
+    with pytest.raises(InputError, match=r"chat: no such command: /rest; .* //text"):  # else a pipe lacks an answer
+        converse([ChatModel("it", sampler, Dialogue())], ["/rest"], screen, ChatConfig(FEW, 0, interactive=False))
 
 
 def test_a_question_that_does_not_fit_leaves_the_conversation_as_it_was(monkeypatch: pytest.MonkeyPatch):

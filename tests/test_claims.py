@@ -1,6 +1,7 @@
 """Claims: named in advance, tested exactly, at one error rate for the family, with seeds added where undecided."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, combinations, pairwise, product
@@ -59,8 +60,9 @@ def enumerated(values: Sequence[float], alternative: str) -> float:
 
 @given(values=st.lists(numbers, min_size=2, max_size=7), alternative=st.sampled_from(["two-sided", "greater", "less"]))
 def test_sign_flips_are_all_enumerated(values: list[float], alternative: str):
-    found = float(sign_flip_test(blocks(np.array([values])), 0.0, alternative))
-    assert found == pytest.approx(enumerated(values, alternative))
+    for shift in (0.0, 0.37):
+        found = float(sign_flip_test(blocks(np.array([values])), shift, alternative))
+        assert found == pytest.approx(enumerated([x - shift for x in values], alternative))
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.5, 0.2, 0.9, 1.4], [1.0, 1.0, 1.0, 5.0, 5.0, 0.0]])
@@ -96,7 +98,9 @@ def test_equal_differences_have_the_p_value_of_sign_flips():
     equal = blocks(np.array([[0.2, 0.2, 0.2]]))
     assert float(t_test(equal)) == 0.25 and float(t_test(equal, 0.1, "greater")) == 0.125
     assert float(t_test(equal, 0.1, "less")) == 1.0 and float(t_test(blocks(np.zeros((1, 3))))) == 1.0
-    assert float(t_test(blocks(np.array([[0.2]])))) == 1.0
+    assert float(t_test(blocks(np.array([[0.3, 0.1 + 0.2, 0.3]])))) == 0.25  # equal but for rounding
+    for alternative in ("two-sided", "greater"):
+        assert float(t_test(blocks(np.array([[0.2]])), 0.0, alternative)) == 1.0
     assert float(sign_flip_test(blocks(np.array([[0.2]])))) == 1.0
 
 
@@ -161,6 +165,7 @@ def test_a_decided_comparison_leaves_and_the_others_take_holms_next_step():
     assert verdicts.look.tolist() == [0, 1, 1]  # 2 * 0.012 and 0.024 are below 0.03; 3 * 0.012 is not
     assert verdicts.adjusted.tolist() == pytest.approx([0.003, 0.024, 0.024])
     assert decided(p, None, (0.02, 0.02)).look.tolist() == [0, -1, -1]
+    assert decided(np.array([[2 / 2**6]]), None, (2 / 2**6,)).look.tolist() == [0]  # as far as sign flips can go
     waiting = decided(np.array([[0.2, 0.3], [np.nan, 0.001]]), None, (0.02, 0.03))
     assert waiting.look.tolist() == [-1, 1] and waiting.adjusted[0] == 0.4
     both = np.array([[0.001, 0.9], [np.nan, 0.02]]), np.array([[0.001, 0.9], [np.nan, 0.9]])  # a small difference
@@ -210,6 +215,9 @@ def test_a_plan_imports_no_code():
         ("seeds = [3, 5]", "", "seeds missing"),
         ("[3, 5]", "[3]\nmargin = 0", "margin=0.0: must be above 0"),
         ("[3, 5]", "[3]\nerror_rate = 1.5", "error_rate=1.5: must be in (0, 1)"),
+        ("[3, 5]", "[3]\nerror_rate = nan", "error_rate=nan: must be in (0, 1)"),
+        ("[3, 5]", "[3]\nspread = inf", "spread=inf: must be above 0"),
+        ("[3, 5]", "[3]\ncollapse_below = nan", "collapse_below=nan: must be a finite score"),
         ("[3, 5]", '[3]\ntest = "barnard"', "compares collapse"),
         ("[3, 5]", '[3, 5]\ncorrection = "benjamini_hochberg"', "must be holm"),
         ('"end"', '"collapse"\ntest = "t"', "its test is barnard or sign_flip"),
@@ -378,6 +386,49 @@ def test_equivalence_is_claimed_within_the_margin_only():
     assert d.differs and d.equivalent
 
 
+@pytest.mark.parametrize(
+    ("of", "against", "said"),
+    [
+        ([0.05] * 5, [0.0] * 5, "in every pair one collapsed"),
+        ([0.05] * 4 + [0.6], LOW, "+0.220, 95% one seed"),
+        (LOW, LOW, "+0.000, 95% 0.00 to 0.00"),
+        ([0.3] * 5, [0.1 + 0.2] * 5, "+0.000, 95% 0.00 to 0.00"),
+        ([0.3] * 5, [0.1 + 0.2, 0.3, 0.1 + 0.2, 0.1 + 0.2, 0.1 + 0.2], "+0.000, 95% 0.00 to 0.00"),
+        (HIGH[:4], LOW, "not 5 seeds of each have a result yet"),
+    ],
+    ids=["all collapsed", "one pair left", "ties", "ties but for rounding", "noise of rounding", "unequal seeds"],
+)
+@pytest.mark.parametrize("regimes", ["each", "all"])
+def test_what_says_nothing_decides_nothing(of: list[float], against: list[float], said: str, regimes: str):
+    """In one line, without a warning of numpy's."""
+    test = {"each": "t", "all": "sign_flip"}[regimes]
+    plan = plan_for(seeds=(5,), objectives=(PPO,), against=("none",), regimes=regimes, test=test, error_rate=0.07)
+    _, line = claim_lines(plan, comparison([*ends(PPO, of), *ends("none", against)]))
+    assert line.startswith(f"undecided: {PPO} and none") and said in line
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, "0.5"])
+def test_a_score_that_is_no_number_is_refused(wrong: object):
+    (one,) = ends("none", [0.5])
+    for change in ({"evaluations": ((0, 0.1), (2, wrong))}, {"series": {"reward_mean": (0.1, wrong)}}):
+        with pytest.raises(InputError, match=r"a score is .*; it must be a finite number$"):
+            replace(one, **change)
+    with pytest.raises(InputError, match="finished, but there is no training reward and no evaluation of it"):
+        replace(one, evaluations=(), series={"reward_mean": (None,)})
+
+
+def test_seeds_without_a_pair_leave_the_sign_flips_exact():
+    """With them there would be 2^20 flips, of which some are drawn."""
+    some = np.full((1, 20), np.nan)
+    some[0, 4:10] = [0.3, 0.1, 0.2, 0.4, 0.2, 0.1]
+    assert float(sign_flip_test(blocks(some))) == 2 / 2**6
+    shifted = np.roll(some, 3)
+    shifted[0, 7] = np.nan
+    assert sign_flip_test(blocks(np.stack([some, shifted]))).tolist() == [2 / 2**6, 2 / 2**5]
+    some[0, 5:10] = np.nan
+    assert float(sign_flip_test(blocks(some), 0.0, "greater")) == 1.0
+
+
 # ---- power ----
 
 
@@ -422,6 +473,9 @@ def test_rates_are_halved_by_the_rounds_own_seeds():
     ]
     assert [v.learning_rates for v in halved(variants, comparison(trials), (0,))] == [(0.001,), (1.0,)]
     assert halved(variants, comparison(trials), (0, 1))[0].learning_rates == (0.002,)
+    for lost in (1, 2):
+        with pytest.raises(InputError, match=r"none has not one result of each rate for each seed \(0.001: \d, 0.002"):
+            halved(variants, comparison(trials[lost:]), (0, 1))
 
 
 # ---- the command ----

@@ -20,14 +20,17 @@ from typing import Any
 import pytest
 
 from drpo import cli
+from drpo.__main__ import main as program
 from drpo.cli import COMMANDS
 from drpo.cli.commands.compare import CompareOptions
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.overrides import helps, overridden
+from drpo.errors import InputError
 from drpo.objectives import DRPO, SPO
 from drpo.recipes import RECIPES, find
 from drpo.report.weights import draw_png
+from drpo.spec import import_named
 from drpo.train.config import REGISTRIES, Run, flat_json, from_json, to_json
 from drpo.train.fields import FIELDS, sections
 from drpo.train.optim import AdamW
@@ -110,8 +113,14 @@ BAD = [
     (("train", "smoke", "--stall", "nan"), "--stall nan"),
     (("train", "smoke", "--restarts", "-1"), "--restarts -1"),
     (("watch", ".", "--every", "1e300"), "--every 1e+300"),
+    (("sft", "--resume", "my run"), "drpo sft DATA --out 'my run'"),
     (("verify",), "folder"),
     (("verify", "nowhere"), "nowhere: no such folder"),
+    *(
+        ((*command, f"made/{part}"), f"made/{part}: a part of a run; name the run's own folder, made")
+        for command in (("train", "--resume"), ("sft", "--resume"), ("verify",), ("watch",), ("report",), ("replay",))
+        for part in ("model", "checkpoints", "checkpoints/step-000002")
+    ),
     (("verify", "compared"), "drpo verify compared/trials/NAME"),
     (("train", "smoke", "--track", "trackio", "wand"), "did you mean 'wandb'"),
     (("train", "smoke", "--model", "./nowhere"), "./nowhere"),
@@ -148,12 +157,45 @@ def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arg
     (elsewhere / "there.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n' * 3)
     (elsewhere / "begun").mkdir()
     (elsewhere / "compared" / "trials").mkdir(parents=True)
+    for part in ("model", "checkpoints/step-000002"):
+        (elsewhere / "made" / part).mkdir(parents=True)
+    (elsewhere / "made" / "config.json").write_text("{}")
     (elsewhere / "broken.jsonl").write_bytes(b'{"question": "1 + 1?", "answer": "2"}\n{"quest')
     status, out, err = said(capsys, *arguments)
     assert status == 2
     lines = err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("drpo: ") and named in lines[0], err
     assert "Traceback" not in out + err
+
+
+TYPED = r"\b(?:drpo (?!explain )[a-z-]+|command\})(?: [A-Z]+| my\.jsonl)*(?: --(?:resume|from|data|model|out))? \{(\w+)"
+"""A command in a message, up to a name that it puts in."""
+
+
+def test_what_a_message_says_to_type_can_be_typed():
+    """Names with spaces are in quotes there, in every module and in what a command prints."""
+    sources = sorted(Path(cli.__file__).parents[1].rglob("*.py"))
+    bare = {(p.name, name) for p in sources for name in re.findall(TYPED, p.read_text()) if name != "as_typed"}
+    assert bare == {("written.py", "file")}  # a template, whose `file` is quoted already
+    assert re.findall(TYPED, 'f"go on with `drpo train --resume {folder}`"') == ["folder"]
+
+
+def test_ctrl_c_before_a_command_begins_is_one_line(capsys, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drpo.__main__.import_named", interrupted)
+    assert program() == 130 and capsys.readouterr().err == "drpo: interrupted\n"
+
+
+def test_a_working_folder_that_was_deleted(capsys, elsewhere, monkeypatch):
+    (elsewhere / "gone").mkdir()
+    monkeypatch.chdir("gone")
+    (elsewhere / "gone").rmdir()
+    assert said(capsys, "recipes")[0] == 0
+    assert "cannot be written" in said(capsys, "export", "tiny", "new")[2]
+    with pytest.raises(InputError, match="nowhere_at_all"):
+        import_named("nowhere_at_all", "x", "reward")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])

@@ -83,6 +83,25 @@ def test_options_in_remarks_are_ours_too(framework: str) -> None:
     assert ours_unknown(named) == []
 
 
+@pytest.mark.parametrize("framework", list(FRAMEWORKS))
+def test_an_option_of_theirs_has_one_row(framework: str) -> None:
+    named = [name for r in rows(framework) for name in r.theirs]
+    assert sorted(named) == sorted(set(named))
+
+
+def test_what_a_user_of_trl_looks_for_is_one_page_from_the_start_page() -> None:
+    """Ten things: the options are ours, and the page of each is linked from docs/index.md."""
+    (text,) = [s for s in re.split(r"^## ", PAGE.read_text(), flags=re.M) if s.startswith("Ten things")]
+    table = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    begin = set(re.findall(r"\]\(([^)#]+)", (PAGE.parent / "index.md").read_text()))
+    assert len(table) == 10
+    for theirs, ours, pages in table:
+        commands = [command[command.index("--") :] for command in code(ours) if "--" in command]
+        assert (commands or "drpo explain" in ours) and ours_unknown(commands) == [], ours
+        linked = re.findall(r"\]\(([^)#]*)", pages)
+        assert linked and set(linked) <= {*begin, ""}, (theirs, linked)
+
+
 def test_the_lists_say_of_which_version_they_are() -> None:
     for name in FRAMEWORKS.values():
         first = (NAMES / f"{name}.txt").read_text().splitlines()[0]

@@ -185,8 +185,7 @@ def test_trials_are_counted_and_a_seed_that_others_have_is_missing():
 
 
 def test_without_a_result_there_is_a_page_still(tmp_path):
-    waiting = replace(trial("none", 0, []), status=WAITING)
-    page, drawn = page_of(comparison([waiting]), tmp_path)
+    page, drawn = page_of(comparison([trial("none", 0, [])]), tmp_path)
     assert (
         drawn == {}
         and "no trial has come to its end yet" in page

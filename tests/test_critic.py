@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from drpo import cli
-from drpo.batch import BatchConfig, make_batches
+from drpo.batch import BatchConfig, make_batches, pack
 from drpo.credit import gae_credit
 from drpo.credit.gae import GAE, REGISTRY, explained_variance, gae, value_loss, whitened
 from drpo.errors import InputError
@@ -41,6 +41,7 @@ from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.rollout_record import trained_rows
 from drpo.train.setup import build
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
+from support.families import build as build_family
 from support.runs import StopsAfter, assert_same_run
 from support.tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
 from support.worlds import few_run, sampling, tiny_run
@@ -241,6 +242,20 @@ def test_values_are_those_of_the_text_before_each_token(budget: int, shared: boo
     critic.shares_prompts = shared
     for value, right in zip(replace(trainer_of(critic), micro_batch_tokens=budget).values(groups), wanted, strict=True):
         torch.testing.assert_close(value, right, rtol=1e-9, atol=1e-9)
+
+
+def test_the_decoder_of_a_language_model_with_a_head_within_another_model_is_found(groups: list[ScoredGroup]):
+    """Llama 4's."""
+    model = build_family("llama4")
+    decoder = model.model.language_model.model if hasattr(model, "model") else model.language_model.model
+    critic = Critic(model, dtype=torch.float32)
+    nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    sequence = groups[0].episodes[0].sequence
+    ids = torch.cat([sequence.prompt_ids, sequence.token_ids])[None]
+    (micro,) = pack([sequence], 10_000, critic.shares_prompts).micro_batches
+    with torch.no_grad():
+        states = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, len(sequence.prompt_ids) - 1 : -1]
+        torch.testing.assert_close(critic(micro), critic.head(states)[:, 0], rtol=0, atol=1e-5)
 
 
 def test_a_new_critic_expects_nothing(groups: list[ScoredGroup]):

@@ -7,6 +7,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +19,7 @@ import torch
 from drpo.errors import InputError
 from drpo.live.step_table import cells
 from drpo.report.panels import PANELS, lines_of
+from drpo.rewards import in_process
 from drpo.rollout import ScriptedEngine
 from drpo.tasks import Addition, Records, training_pool
 from drpo.train import stored
@@ -51,10 +54,8 @@ def stepped(state: State, step: int, rule: Pools, true: Mapping[str, float], see
 
 def observed(rewards: list[float]) -> None:
     """Give a run one scored group of 'p01'."""
-    state = choose(Pools(), State(), NAMES, 4, 0, 0, samples=4)
-    run = SimpleNamespace(_run=RUN, _chosen=state)
-    group = SimpleNamespace(problem=SimpleNamespace(id="p01"), rewards=torch.tensor(rewards), all_episodes=())
-    Rollouts.observe(cast(Any, run), 0, cast(Any, [group]))
+    group = SimpleNamespace(problem=SimpleNamespace(id="p01"), rewards=torch.tensor(rewards))
+    Rollouts.require_rates(cast(Any, SimpleNamespace(_run=RUN)), cast(Any, [group]))
 
 
 def drawn(state: State, step: int) -> set[str]:
@@ -223,6 +224,16 @@ def test_verify_compares_the_pass_rates_with_the_records(runs: tuple[Path, Path]
     (last / CURRICULUM).write_text(json.dumps(state))
     (wrong,) = (part for part in verify(folder) if part.name == CURRICULUM)
     assert not wrong.sound and wrong.message.startswith("the pass rate of problem letter-e in step-000007 is not that")
+
+
+def test_a_reward_that_later_is_no_pass_rate_loses_no_step(tmp_path: Path) -> None:
+    run = tiny_run(steps=3, prompts=2, eval_problems=0, checkpoint_every=0, curriculum=Pools())
+    scores = chain(repeat(0.5, 2 * run.rollout.sampling.samples), repeat(2.0))  # from the second step on
+    reward = in_process(lambda problem, text: next(scores))
+    with pytest.raises(InputError, match="has a reward of 2; a pass rate is in"):
+        train(run, tmp_path, components=replace(build(run), reward=reward))
+    last = stored.latest(tmp_path / CHECKPOINTS)
+    assert last is not None and last.name == "step-000001"
 
 
 def test_a_resume_whose_data_has_changed_is_refused_in_a_line(

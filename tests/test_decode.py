@@ -15,6 +15,7 @@ from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.routes import ReadRoutes
 from drpo.rollout.sample import BLOCK, draw, uniforms
+from drpo.rollout.temperatures import temper_by_position
 from drpo.rollout.time_steps import limit_time_steps
 from drpo.rollout.trial import Way, can_share_prefix, way_to_decode
 from drpo.rollout.turn_ends import stop_ids
@@ -251,6 +252,23 @@ def test_steps_keep_the_limits_of_time_steps() -> None:
     assert len(hooks) == 1 and not limit_time_steps(tiny()[0])
     torch.testing.assert_close(near, whole, rtol=0, atol=2e-5)
     assert float((apart - whole).abs().max()) > 1e-4
+
+
+@torch.inference_mode()
+def test_a_temperature_is_that_of_the_position_whatever_padding_is_before_it() -> None:
+    """Which transformers takes from the place in the padded row; here from position 7 on, in Llama 4 from 8191."""
+    model, texts = made(lambda: build("llama4_text")), prompts(5, 12)
+    (attention,) = (m for m in model.modules() if getattr(m, "use_rope", 1) == 0)
+    attention.floor_scale, attention.attn_scale = 8, 2.0
+
+    def step() -> Tensor:
+        return PlainDecoder(model, texts, 1).step(torch.tensor([1, 2]))
+
+    whole = torch.stack([model(torch.cat([t, torch.tensor([i + 1])])[None]).logits[0, -1] for i, t in enumerate(texts)])
+    apart = step()
+    temper_by_position(model)
+    torch.testing.assert_close(step(), whole, rtol=0, atol=2e-5)
+    assert float((apart - whole).abs().max()) > 1e-3
 
 
 # ---- prompts of other lengths ----

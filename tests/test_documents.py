@@ -469,6 +469,11 @@ def test_the_transcript_is_of_the_demo():
     ) in block.text
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_page_has_the_marks_of_a_merge(path: Path):
+    assert not re.findall(r"^(?:<{7}|>{7}) .*$", path.read_text(), flags=re.M)
+
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

@@ -41,6 +41,7 @@ SPECS = (
     *("topr", "topr(1,1,'sequence')", "drpo_eff(0.2)", "drpo_eff(0.2,'residual_sech')", "ppo(0.2,0.28,max_ratio=1.3)"),
     *("clip_cov(cov_low=0.3)", "kl_cov", "mask(0.2) + 0.1*k2", "none*band(0.5,2)*opsm(0.1)*reject('seq_mean_k3',0.1)"),
     *("drpo(0.2)*reject('seq_max_k2',0.1)*reject('seq_sum_k1',2,0.5)", "reinforce*weight('sequence',2,normalize=True)"),
+    *("cppo(max_ratio=3)", "ref_kl(0.2)"),
     *("sapo", "mask(0.1)", "mask(0.1,'kl')", "penalty('tv',0.5)", "penalty('k1',0.5)", "penalty('k3',0.5)"),
 )
 
@@ -48,7 +49,8 @@ SPECS = (
 def some(n: int = 4, **columns: Any) -> Tokens:
     one = torch.ones(n)
     made = {"logp": -one, "behavior_logp": -one, "advantage": one, "keep": one.bool(), "sequence": one.long()} | {
-        "score": one
+        "score": one,
+        "reference_logp": -one,
     }
     return Tokens(**made | columns)
 

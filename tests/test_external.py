@@ -91,7 +91,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_newest_model_of_a_run_is_found(layout: str, tmp_path: Path):
+def test_the_newest_model_of_a_run_is_found(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """And where it is read from is said once, however often."""
+    caplog.set_level("INFO", logger="drpo")
     newest = tmp_path / LAYOUTS[layout]
     older = tmp_path / LAYOUTS[layout].replace("20", "9")
     saved(older, seed=9)
@@ -100,6 +102,8 @@ def test_the_newest_model_of_a_run_is_found(layout: str, tmp_path: Path):
     found, tokenizer = loading.load(str(tmp_path))
     assert same(found, wanted) and tokenizer.decode(tokenizer("7 + 5")["input_ids"]) == "7 + 5"
     assert loading.n_parameters(str(tmp_path)) == wanted.num_parameters()
+    inside = f"model={str(tmp_path)!r}: read from {newest}"
+    assert caplog.messages == [inside] * (newest != tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Nothing that is done is lost, and nothing that was not done is claimed, whatever comes between."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -98,6 +99,18 @@ def test_a_lock_that_cannot_be_removed_does_not_hide_what_ended_the_run(
     monkeypatch.setattr(Path, "unlink", read_only)
     with pytest.raises(InputError, match="what ended it"), locked(tmp_path):
         raise InputError("what ended it")
+
+
+def test_a_lock_that_its_holder_removes_while_it_is_taken_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken = fcntl.lockf
+
+    def late(*arguments: Any) -> None:
+        (tmp_path / LOCK).unlink()
+        taken(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with pytest.raises(InputError, match="another process is training there"), locked(tmp_path):
+        pass
 
 
 def test_no_file_is_rewound_where_one_cannot_be_read(tmp_path: Path):
@@ -271,6 +284,14 @@ def test_the_millionth_checkpoint_is_the_newest_and_links_are_dropped_as_links(t
     assert stored.latest(folder) == folder / "step-1000000"
     require_sound(elsewhere)
     assert sorted(p.name for p in folder.iterdir()) == ["step-1000000", "step-999999"]
+
+
+def test_a_resumed_run_does_not_map_the_files_of_its_checkpoint(tmp_path: Path):
+    """They would take up the disk after they are removed, as long as the run lasts."""
+    train(few_run(), tmp_path, StopsAfter(2))
+    components, last = build(few_run()), tmp_path / CHECKPOINTS / "step-000002"
+    checkpoint.restore(last, components.policy.checkpointed(), components.optimizer)
+    assert str(last) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path):

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import random
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ from drpo.objectives import (
     Objective,
     PPOClip,
     Product,
+    RefKL,
     Reinforce,
     Reject,
     SecondMoment,
@@ -125,11 +127,13 @@ CASES = [
     Case("penalty('k3',0.5)", DivergencePenalty("k3", 0.5), reference.divergence_penalty("k3", 0.5)),
     Case("reinforce", Reinforce(), reference.reinforce(), smooth=False),
     Case("k2", K2(), reference.k2()),
+    Case("ref_kl(0.1)", RefKL(0.1), reference.ref_kl(0.1), smooth=False),
     Case("ipo(0.1,1.2)", IPO(0.1, 1.2), reference.ipo(0.1, 1.2), smooth=False),
     Case("icepop(0.5,2)", IcePop(0.5, 2.0), reference.icepop(0.5, 2.0)),
     Case("kpop(0.05)", KPop(0.05), reference.kpop(0.05)),
     Case("cppo(0.1,0.5,0.01)", CPPO(0.1, 0.5, 0.01), reference.cppo(0.1, 0.5, 0.01)),
     Case("cppo(0.2,horizon=12)", CPPO(0.2, horizon=12), reference.cppo(0.2, 0.8, 0.02, 12)),
+    Case("cppo(max_ratio=1.3)", CPPO(max_ratio=1.3), reference.cppo(0.2, 0.8, 0.02, None, 1.3), smooth=False),
     Case("vespo", VESPO(), reference.vespo(), smooth=False),
     Case("gmpo(0.3,0.2)", GMPO(0.3, 0.2), reference.gmpo(0.3, 0.2)),
     Case("m2po(0.1)", M2PO(0.1), reference.m2po(0.1), smooth=False),
@@ -184,18 +188,19 @@ CASES = [
     ),
     *(
         Case(
-            f"reinforce*weight({over!r},{cap},{low},{high},{normalize})",
-            Product(Reinforce(), (ImportanceWeight(over, cap, low, high, normalize),)),
-            reference.product(reference.reinforce(), reference.weight(over, cap, low, high, normalize)),
+            f"reinforce*weight({', '.join(map(repr, given))})",
+            Product(Reinforce(), (ImportanceWeight(*given),)),
+            reference.product(reference.reinforce(), reference.weight(*given)),
             smooth=False,
         )
-        for over, cap, low, high, normalize in (
+        for given in (
             ("token", 2.0, 0.0, None, False),
             ("sequence", 2.0, 0.0, None, False),
             ("geometric", 1.5, 0.7, 3.0, False),
             ("token", None, 0.1, 2.0, False),
             ("token", 2.0, 0.0, None, True),
             ("sequence", 2.0, 0.0, None, True),
+            ("token", 1e9, 0.2, 1e9, False, 0.5),
         )
     ),
 ]
@@ -246,7 +251,7 @@ CASES += [
     ),
 ]
 MOVES_AT_ZERO_ADVANTAGE = (
-    *(DRPO(0.2, advantage_weighted=False), K2(), KLCov(0.2, 0.5)),
+    *(DRPO(0.2, advantage_weighted=False), K2(), KLCov(0.2, 0.5), RefKL(0.1)),
     Sum(((1.0, SymmetricMask(0.2)), (0.1, K2()))),
 )
 """The objectives whose documented gradient at A = 0 is not 0."""
@@ -279,6 +284,12 @@ def between(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     return (logp.to(wide) + behavior_logp.to(wide)) / 2
 
 
+def taught(logp: Tensor, behavior_logp: Tensor) -> Tensor:
+    """A column in place of a reference model's log-probabilities: on either side of the policy's."""
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    return 0.5 * behavior_logp.to(wide) + 0.4 * logp.to(wide)
+
+
 def rewarded(advantage: Tensor) -> Tensor:
     """A column in place of the episodes' rewards: some are successes below their group's mean."""
     return advantage + 0.5
@@ -304,6 +315,7 @@ def make_tokens(
         stretch(pi, mu),
         proximal_logp=between(pi, mu),
         score=rewarded(a),
+        reference_logp=taught(pi, mu),
     )
 
 
@@ -343,15 +355,15 @@ def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked
         stretch(logp, behavior_logp),
         proximal_logp=between(logp, behavior_logp),
         score=rewarded(advantage),
+        reference_logp=taught(logp, behavior_logp),
     )
 
 
 def of(case: Case, tokens: Tokens) -> list[Truth | None]:
     """What is true of every token, None where masked."""
     columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.keep, tokens.sequence)
-    proximal = None if tokens.proximal_logp is None else tokens.proximal_logp.tolist()
-    score = None if tokens.score is None else tokens.score.tolist()
-    return truths(case.rule, *(c.tolist() for c in columns), proximal, score)
+    more = (tokens.proximal_logp, tokens.score, tokens.reference_logp)
+    return truths(case.rule, *(None if c is None else c.tolist() for c in (*columns, *more)))
 
 
 def check(got: Tensor, want: list[float], scale: list[float], truth: list[Truth], dtype: torch.dtype) -> None:
@@ -422,6 +434,7 @@ def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
         stretch(logp, behavior_logp),
         proximal_logp=between(logp, behavior_logp),
         score=rewarded(advantage),
+        reference_logp=taught(logp, behavior_logp),
     )
 
 
@@ -466,7 +479,7 @@ def test_gradient_is_the_finite_difference_of_the_loss(case: Case) -> None:
 @each_objective
 def test_on_policy_is_reinforce(objective: Objective) -> None:
     """Where pi = mu every method is REINFORCE, but for the k1 penalty, whose pull does not vanish there, a penalty
-    alone, half a loss, and what drops tokens by their covariance.
+    alone, half a loss, what drops tokens by their covariance, and what follows a reference model.
     """
     tokens = random_tokens([2, 3, 4], spread=0.0)
     want = -tokens.advantage
@@ -476,6 +489,8 @@ def test_on_policy_is_reinforce(objective: Objective) -> None:
         want = torch.zeros_like(want)
     if isinstance(objective, Sum) and len(objective.terms) == 1:
         want = 0.5 * want
+    if objective == RefKL(0.1):
+        want = tokens.logp - taught(tokens.logp, tokens.behavior_logp)
     if objective == DivergencePenalty("k1", 0.5):
         want = want - 0.5 * tokens.advantage.abs()
     assert torch.equal(gradient(objective, tokens), torch.where(tokens.keep, want, 0))
@@ -490,7 +505,7 @@ def test_zero_advantage_has_exactly_zero_gradient(objective: Objective) -> None:
     n = len(logp)
     moved, middle = stretch(logp, behavior_logp), between(logp, behavior_logp)
     columns = (torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
-    tokens = Tokens(logp, behavior_logp, *columns, proximal_logp=middle, score=logp.sin())
+    tokens = Tokens(logp, behavior_logp, *columns, None, middle, logp.sin(), taught(logp, behavior_logp))
     slope = gradient(objective, tokens)
     still = objective not in MOVES_AT_ZERO_ADVANTAGE
     assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == still
@@ -606,7 +621,8 @@ def test_binary_kl_at_the_ends_of_the_interval(mu: float, pi: float, dtype: torc
     tokens = make_tokens([math.log1p(pi - 1)], [math.log1p(mu - 1)], [1.0 if pi > mu else -1.0], dtype=dtype)
     if pi > 0.9:
         tokens.logp[0] = math.log1p(-(1 - pi))
-    far = float(reference.binary_kl(*(reference.mp.mpf(x.item()) for x in (tokens.behavior_logp, tokens.logp))))
+    with localcontext(reference.DIGITS):
+        far = float(reference.binary_kl(*(Decimal(x.item()) for x in (tokens.behavior_logp, tokens.logp))))
     for objective in (lambda d: SymmetricMask(d, "kl"), lambda d: DPPO(d, divergence="kl")):
         assert gradient(objective(far * (1 + 1e-4)), tokens).item() != 0
         assert gradient(objective(far * (1 - 1e-4)), tokens).item() == 0
@@ -679,17 +695,15 @@ ENTRIES_OF_2026 = [
 )
 def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
     """Ten frameworks' programs, in float64, in whose sums we have the same gradients; as `test_golden_vectors`."""
-    if entry["objective"] in golden_2026.NOT_OURS:
-        assert entry["objective"] not in golden_2026.OURS
-        return
     ours = golden_2026.OURS[entry["objective"]](entry["params"])
-    if ours is None:
-        return
     tokens = make_tokens(*(data[k] for k in ("logp", "behavior_logp", "advantage", "keep", "sequence")))
-    proximal, score = (torch.tensor(data[k], dtype=torch.float64) for k in ("proximal_logp", "score"))
-    tokens = dataclasses.replace(tokens, proximal_logp=proximal, score=score)
+    more = {k: torch.tensor(data[k], dtype=torch.float64) for k in ("proximal_logp", "score", "reference_logp")}
+    tokens = dataclasses.replace(tokens, **more)
+    kept = tokens.keep
+    if ours.masked_count:
+        tokens = dataclasses.replace(tokens, keep=torch.ones_like(kept), advantage=tokens.advantage * kept)
     case = Case("", ours.objective, ours.rule)
-    kept, truth = tokens.keep, [t for t in of(case, tokens) if t]
+    truth = [t for t, counts in zip(of(case, tokens), kept.tolist(), strict=True) if t and counts]
     grad = torch.tensor(entry["grad"], dtype=torch.float64)
     if ours.per_sequence:
         grad = grad * Sequences.of(tokens).count(grad)
@@ -697,7 +711,7 @@ def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
     assert sum(t.margin > 1e-4 for t in truth) > 0.8 * len(want) > 30
     check(torch.tensor([t.gradient for t in truth], dtype=torch.float64), want, scale, truth, torch.float64)
     for dtype in (torch.float64, torch.float32):
-        near = dataclasses.replace(cast(tokens, dtype), proximal_logp=proximal.to(dtype), score=score.to(dtype))
+        near = dataclasses.replace(cast(tokens, dtype), **{name: column.to(dtype) for name, column in more.items()})
         check(gradient(ours.objective, near)[kept], want, scale, truth, dtype)
     if ours.same_value and entry.get("loss"):
         wanted = torch.tensor(entry["loss"], dtype=torch.float64)[kept].tolist()
@@ -731,8 +745,9 @@ def with_hostile_slots(tokens: Tokens) -> tuple[Tokens, Tensor]:
         torch.full((size,), math.nan, dtype=torch.float64),
         proximal_logp=torch.full((size,), math.nan, dtype=torch.float64),
         score=torch.full((size,), math.nan, dtype=torch.float64),
+        reference_logp=torch.full((size,), math.nan, dtype=torch.float64),
     )
-    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence", "proximal_logp", "score"):
+    for f in (f.name for f in dataclasses.fields(out) if f.name != "position"):
         getattr(out, f)[place] = getattr(tokens, f)
     return out, place
 
@@ -832,11 +847,11 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
     tokens = random_tokens([3, 4])
     columns = (
         *(tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence, tokens.proximal_logp),
-        tokens.score,
+        *(tokens.score, tokens.reference_logp),
     )
     leaves = [t.clone().requires_grad_() for t in columns]
     live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3])
-    live = dataclasses.replace(live, proximal_logp=leaves[4], score=leaves[5])
+    live = dataclasses.replace(live, proximal_logp=leaves[4], score=leaves[5], reference_logp=leaves[6])
     total(objective, live, torch.ones_like(tokens.logp)).backward()
     for asked in (dataclasses.replace(tokens, logp=live.logp), tokens):
         assert not gradient(objective, asked).requires_grad
@@ -855,7 +870,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
 def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> None:
     """Tensors without data: an `.item()`, or a shape that depends on the data, would raise."""
     number = torch.empty(5, device="meta")
-    tokens = Tokens(number, number, number, number.bool(), number.long(), number, None, number, number)
+    tokens = Tokens(number, number, number, number.bool(), number.long(), number, None, number, number, number)
     assert objective(tokens).loss.shape == (5,)
 
 
@@ -904,7 +919,8 @@ objectives = st.one_of(
     st.builds(IPO, positive, positive),
     st.builds(IcePop, st.floats(0, 1), st.floats(1.1, 10)),
     st.builds(KPop, positive),
-    st.builds(CPPO, positive, st.floats(0.01, 1), positive, st.none() | st.integers(1, 99)),
+    st.builds(CPPO, positive, st.floats(0.01, 1), positive, st.none() | st.integers(1, 99), st.none() | positive),
+    st.builds(RefKL, positive),
     st.builds(VESPO, positive, positive, positive, positive, st.none() | positive),
     st.builds(GMPO, st.floats(0, 3), st.floats(0, 3)),
     st.builds(M2PO, positive, st.floats(0, 1), st.floats(0, 3)),
@@ -924,6 +940,7 @@ factors = st.one_of(
     st.builds(OPSM, positive),
     st.builds(BinaryKL, positive),
     st.builds(SecondMoment, positive),
+    st.builds(ImportanceWeight, cap=st.floats(1, 9), floor=st.floats(0, 1)),
     st.builds(
         ImportanceWeight, st.sampled_from(RATIOS), positive, st.floats(0, 1), st.none() | st.floats(2, 9), st.booleans()
     ),
@@ -1034,6 +1051,8 @@ def test_parse_refuses(text: str, message: str) -> None:
         (CPPO, "w_min", (0, 1.1)),
         (CPPO, "delta_b", (0, math.inf)),
         (CPPO, "horizon", (0, 1.5, True)),
+        (CPPO, "max_ratio", (0, math.inf)),
+        (RefKL, "delta", (0, math.nan)),
         (VESPO, "k_positive", (0, math.nan)),
         (VESPO, "lambda_positive", (0, math.nan)),
         (VESPO, "k_negative", (0, math.nan)),
@@ -1076,6 +1095,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         (ImportanceWeight, "cap", (0, math.nan)),
         (ImportanceWeight, "low", (-1, math.nan)),
         (ImportanceWeight, "high", (0, math.inf)),
+        (ImportanceWeight, "floor", (-1, 2.5, math.nan)),
     ],
 )
 def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple[object, ...]) -> None:
@@ -1097,7 +1117,82 @@ def test_defaults_are_the_programs() -> None:
     assert dataclasses.astuple(DRPOEff()) == (12.5, "log_tanh", "log_ratio", 0.0, 2.0, 1.0, 0.5, 1e-4, None)
     assert DRPOEff(alpha=1).alpha == 1
     assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
+    assert dataclasses.astuple(RefKL()) == (0.2,)
     assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
+
+
+def test_clip_cov_drops_its_share_of_the_kept_tokens_in_the_mean() -> None:
+    """At random among the eligible, where tokens of A = 0 count and masked ones do not; any split drops the same."""
+    make, n = torch.Generator().manual_seed(0), 6000
+    logp = -4 * torch.rand(n, generator=make, dtype=torch.float64) - 0.1
+    advantage = torch.randint(-1, 2, (n,), generator=make).double()
+    keep = torch.rand(n, generator=make) < 0.5
+    behavior_logp = torch.where(advantage == 0, (logp + 1).clamp(max=0), logp)  # no clip binds where A is 0
+    tokens = Tokens(logp, behavior_logp, advantage, keep, torch.arange(n))
+    cov = (advantage - advantage[keep].mean()) * (logp - logp[keep].mean())
+    eligible = keep & (cov > 0.1) & (cov < 1)
+    dropping = of_batch(ClipCov(fraction=0.1, cov_low=0.1, cov_high=1.0), tokens)
+    dropped = keep & (advantage != 0) & (gradient(dropping, tokens) == 0)
+    share, most = 0.1 * int(keep.sum()) / int(eligible.sum()), int((eligible & (advantage != 0)).sum())
+    assert not (dropped & ~eligible).any()
+    assert abs(int(dropped.sum()) - share * most) < 4 * math.sqrt(share * most)
+    half = torch.arange(n) % 2 == 0
+    assert torch.equal(gradient(dropping, take(tokens, half)), gradient(dropping, tokens)[half])
+    moved = dataclasses.replace(tokens, logp=logp - 1e-4)
+    assert not torch.equal(gradient(dropping, moved) == 0, gradient(dropping, tokens) == 0)
+    few = make_tokens([-1.0, -2.0, -1.9], [-1.0, -2.0, -1.9], [1.0, -0.1, -0.1])  # cov: 0.46, 0.13, 0.10
+    assert (gradient(ClipCov(fraction=1e-6, cov_low=0.3), few) == 0).tolist() == [True, False, False]  # at least one
+
+
+def test_the_edges_of_masks_are_the_printed_ones() -> None:
+    """A success is above 0; OPSM keeps A = 0; a token that has not moved is kept, however much its prefix has spent."""
+    failed = dataclasses.replace(probable(0.5, 0.2, 1.0), score=torch.zeros(1).double())
+    assert gradient(TOPR(2.0, 3.0), failed).item() == -3.0
+    for a, kept in ((0.0, True), (-1.0, False)):
+        assert (gradient(Product(K2(), (OPSM(0.1),)), probable(0.1, 0.5, a)).item() != 0) == kept
+    nothing = Product(Reinforce(), (ImportanceWeight("token", high=2.0, low=1.5, normalize=True),))
+    assert (gradient(nothing, random_tokens([3], spread=0.0)) == 0).all()
+    spent = make_tokens([math.log(0.9)] * 4 + [-1.0], [math.log(0.2)] * 4 + [-1.0], [1.0] * 5, sequence=[0] * 5)
+    assert gradient(CPPO(0.1, 0.8, 0.01), spent).tolist() == [0, 0, 0, 0, -1]
+
+
+def test_cppos_schedule_and_budget_are_those_of_the_whole_sequence() -> None:
+    """The 90 % quantile lies between the budget's bounds: what a large first shift has spent comes back bit by bit. In
+    the second sequence the last token's weight decides.
+    """
+    shifts = [0.5, *[0.1] * 8, 0.15, 0.1, *[0.0] * 10, 0.21]
+    tokens = make_tokens(
+        [math.log(0.2 + x) for x in shifts], [math.log(0.2)] * 22, [1.0] * 22, sequence=[0] * 11 + [1] * 11
+    )
+    for w_min, kept in ((1.0, {8, 10}), (0.5, {21})):
+        case = Case("", CPPO(0.12, w_min, 0.1), reference.cppo(0.12, w_min, 0.1))
+        slope, _ = check_gradient_and_weight(case, tokens, [t for t in of(case, tokens) if t])
+        assert kept <= {*slope.nonzero()[:, 0].tolist()} and slope[0] == 0
+
+
+@pytest.mark.parametrize("q", [0.0, 0.35, 0.9, 1.0])
+def test_a_quantile_is_linear_between_two_kept_tokens(q: float) -> None:
+    tokens = random_tokens([1, 2, 5, 12, 30])
+    found = Sequences.of(tokens).quantile(tokens.logp, q)
+    for i in range(5):
+        mine = tokens.sequence == i
+        want = torch.quantile(tokens.logp[mine & tokens.keep], q)
+        assert torch.allclose(found[mine], want.expand(int(mine.sum())), rtol=1e-12)
+
+
+def test_statistics_of_small_batches() -> None:
+    """M2PO clips nothing within its budget though every token moves outward; one token stays in AReaL's; KL-Cov chooses
+    one at least, and no masked one.
+    """
+    outward = make_tokens([-1.0, -1.1, -1.3], [-1.1, -1.3, -1.6], [1.0, 1.0, 1.0])
+    assert (gradient(M2PO(1.0), outward) != 0).all()
+    assert (gradient(M2POAReaL(1e-3), outward) != 0).tolist() == [True, False, False]
+    few = make_tokens([-1.0, -2.0, -1.9], [-1.1, -2.1, -2.0], [1.0, -0.1, -0.1])
+    plain = gradient(ImportanceSampling(), few)
+    assert (gradient(KLCov(1e-6), few) != plain).tolist() == [True, False, False]
+    masked = random_tokens([9, 9], masked=0.5)
+    apart = gradient(KLCov(1.0), masked) - gradient(ImportanceSampling(), masked)
+    assert torch.equal(apart.abs() > 0.5, masked.keep)
 
 
 def test_a_penalty_may_count_nothing() -> None:

@@ -162,7 +162,7 @@ def test_a_fifth_is_held_out_and_never_more_than_half():
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (1, (), "sums.jsonl: too few different questions to train and to evaluate on (1 rows: 1 to train on"),
+        (1, (), "sums.jsonl: too few different questions to train and to evaluate on (1 row: 1 to train on"),
         (0, (), "sums.jsonl: there is no row in it"),
         (4, ("--shots", "3"), "--shots 3: from 0 to half of the 4 rows of sums.jsonl"),
         (4, ("--shots", "x"), "--shots 'x': must be a whole number"),
@@ -235,6 +235,13 @@ def test_a_written_recipe_is_the_run_that_was_shown(capsys: pytest.CaptureFixtur
     assert find("recipe.py") == fitted(configure(neutral(read_own(own)), model="tiny"), given=())
     compile(Path("recipe.py").read_text(), "recipe.py", "exec")
     assert "a file is there" in refusal(capsys, *arguments)
+
+
+def test_where_a_recipe_cannot_be_written_nothing_is_sampled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("drpo.cli.init.fitted", lambda *_: pytest.fail("sampled"))
+    assert "--out no/where.py: cannot be written" in refusal(capsys, "init", sums(), "--out", "no/where.py")
 
 
 def test_without_a_terminal_nothing_is_asked(capsys: pytest.CaptureFixture[str]):

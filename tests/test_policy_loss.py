@@ -58,6 +58,7 @@ SPECS = (
     "ppo*proximal*weight('token', 5)*binary_kl(0.5)",
     "ppo*proximal*second_moment(0.5)",
     *("vespo(max_ratio=1.5)", "topr", "topr(1, 1, 'sequence')", "drpo_eff(0.2)", "ppo(0.2, 0.28, max_ratio=1.3)"),
+    "ref_kl(0.1) + 0.1*k2",
 )
 OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
 NAMED = {name for text in SPECS for name in re.findall(r"(?<![\w'])[a-z]\w*(?=[(*+ ]|$)", text)}
@@ -77,6 +78,7 @@ def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict
         "sequence": sequence,
         "proximal_logp": -4 * torch.rand(t, generator=generator, dtype=torch.float64) - 0.01,
         "score": torch.randn(t, generator=generator, dtype=torch.float64)[sequence],
+        "reference_logp": -4 * torch.rand(t, generator=generator, dtype=torch.float64) - 0.01,
         "token_weight": REDUCTIONS[reduction](keep, sequence).double(),
     }
 
@@ -90,7 +92,7 @@ def plain(
     hidden: Tensor, weight: Tensor, target: Tensor, objective: Objective, *, temperature: float = 1.0, **given: Tensor
 ) -> Plain:
     logp, _ = logits_at_once(hidden, weight, target, temperature)
-    names = ("behavior_logp", "advantage", "keep", "sequence", "proximal_logp", "score")
+    names = ("behavior_logp", "advantage", "keep", "sequence", "proximal_logp", "score", "reference_logp")
     tokens = Tokens(logp, **{name: given.get(name) for name in names})
     return Plain(total(objective, tokens, given["token_weight"]), logp.detach())
 

@@ -81,6 +81,13 @@ def test_the_addresses_are_those_that_the_repository_states():
     assert all(address.startswith("https://") for address in PROJECT["urls"].values())
 
 
+def ran(*command: str | Path, cwd: Path | None = None) -> str:
+    """What a program prints that must succeed; where it fails, the test shows what it said."""
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (command, done.stdout[-2000:] + done.stderr[-4000:])
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the source distribution, made from a copy: a build leaves things behind."""
@@ -91,10 +98,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
     left_out = shutil.ignore_patterns(".git", ".venv*", ".adapters", "runs", "site", "dist", "build", "__pycache__")
     shutil.copytree(ROOT, folder / "source", ignore=left_out, symlinks=True)
-    done = subprocess.run(
-        [build, "--outdir", str(folder / "dist"), str(folder / "source")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    ran(build, "--outdir", folder / "dist", folder / "source")
     return folder / "dist"
 
 
@@ -142,19 +146,15 @@ def test_the_wheel_works_in_an_environment_that_has_not_this_checkout(built: Pat
     run.mkdir()
 
     def drpo_says(*arguments: str) -> str:
-        command = [str(python), "-I", "-m", "drpo", *arguments]
-        done = subprocess.run(command, cwd=run, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return ran(python, "-I", "-m", "drpo", *arguments, cwd=run)
 
     assert drpo_says("--version").strip() == drpo.__version__
     assert json.loads(drpo_says("env", "--json"))["drpo"] == drpo.__version__
     drpo_says("weights", "drpo(0.2)", "--out", "w.png")
     drpo_says("train", "smoke", "--steps", "2", "--out", "run", "--plain")
     assert (run / "w.png").stat().st_size > 10_000 and (run / "run" / "report.html").is_file()
-    ask = [str(python), "-I", "-c", "import drpo; print(drpo.__file__)"]
-    where = subprocess.run(ask, cwd=run, capture_output=True, text=True, check=True)
-    assert Path(where.stdout.strip()).is_relative_to(tmp_path / "venv")
+    where = ran(python, "-I", "-c", "import drpo; print(drpo.__file__)", cwd=run)
+    assert Path(where.strip()).is_relative_to(tmp_path / "venv")
 
 
 LIBRARIES_OF_FRAMEWORKS = set(
@@ -258,9 +258,9 @@ def closure(requirements: Sequence[Requirement]) -> dict[str, importlib.metadata
 
 def own_environment(folder: Path, wheel: Path, extra: str) -> Path:
     """Make an environment with the wheel, and those of the libraries that are installed here that an extra brings."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    ran(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    ran(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
     (site,) = folder.glob("lib/python*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -303,8 +303,7 @@ def test_each_extra_by_itself_is_enough_for_what_it_is_for(extra: str, built: Pa
         assert done.returncode == status, (arguments, done.stderr)
         return done.stdout + done.stderr
 
-    objective = subprocess.run([str(python), "-I", "-c", OBJECTIVE], capture_output=True, text=True, check=True)
-    assert objective.stdout == "[1.0, 1.0]\n"
+    assert ran(python, "-I", "-c", OBJECTIVE) == "[1.0, 1.0]\n"
     if not extra:
         for arguments in ([], ["--version"], ["train", "demo"], ["weights"]):
             assert says(*arguments, status=2) == "drpo: rich is not installed; run pip install 'drpo[train]'\n"
@@ -336,17 +335,16 @@ def test_each_extra_by_itself_is_enough_for_what_it_is_for(extra: str, built: Pa
 
 def smoke_run(folder: Path) -> Path:
     """A finished run, made with what is installed here."""
-    line = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "2", "--plain", "--no-doctor", "--out", "made"]
-    subprocess.run(line, cwd=folder, check=True, capture_output=True)
+    options = ("--steps", "2", "--plain", "--no-doctor", "--out", "made")
+    ran(sys.executable, "-m", "drpo", "train", "smoke", *options, cwd=folder)
     return folder / "made"
 
 
 def environment(folder: Path, wheel: Path) -> Path:
     """Make an environment with the wheel and, behind it on the path, the libraries that are installed here."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    ran(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True)
+    ran(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
     (site,) = folder.glob("lib/python*/site-packages")
     (libraries,) = {str(Path(pytest.__file__).parents[1])}
     # Not a .pth: those of the libraries' folder, an editable drpo among them, must not be read in turn.

@@ -33,7 +33,7 @@ from drpo.report import browser, distribution, run_summary
 from drpo.report.figures import COLORS, plain
 from drpo.report.panels import MOST_POINTS, PANELS, Line, curves, drawn_lines, line_traces, numbers, thinned
 from drpo.report.payload import column_bytes, finite, json_bytes, packed
-from drpo.report.token_statistics import Rollouts, of_one_step, read_rollouts
+from drpo.report.token_statistics import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.spec import format_spec
@@ -43,7 +43,7 @@ from drpo.train.metric_tables import KINDS
 from drpo.train.optim import AdamW
 from drpo.train.records import METRICS, read_records
 from support.environments import TEMPLATE, Chat, talkative
-from support.hand_run import NASTY, RECORDS, conversation, record, write_run
+from support.hand_run import NASTY, RECORDS, completions, conversation, record, updated, write_run
 from support.large_run import word_tokenizer
 from support.pages import read_column, traces, unpacked
 from support.runs import tokens_of
@@ -99,7 +99,7 @@ def test_half_a_character_can_be_packed():
 
 
 def test_what_an_update_saw_by_hand():
-    rising, falling, skipped, *_ = of_one_step(RECORDS, DRPO(0.2))
+    rising, falling, skipped, *_ = completions(of_one_step(RECORDS, DRPO(0.2)))
     assert [rising.state, falling.state, skipped.state] == ["trained", "trained", "skipped"]
     assert skipped.statistics is None and rising.statistics is not None and falling.statistics is not None
     np.testing.assert_allclose(rising.mu, [0.4, 0.1, 0.5, 0.9], rtol=1e-6)
@@ -113,7 +113,7 @@ def test_what_an_update_saw_by_hand():
 
 
 def test_every_state_of_a_completion():
-    states = [c.state for c in of_one_step(RECORDS[:5], DRPO(0.2))]
+    states = of_one_step(RECORDS[:5], DRPO(0.2)).states
     assert states == ["trained", "trained", "skipped", "skipped", "unscored"]
 
 
@@ -122,26 +122,26 @@ def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
     """Also where a weight hangs on its whole sequence, where the objective is a user's, and where it reads more."""
     train(tiny_run(objective=objective, steps=2, updates=2, optimizer=AdamW(1e-2)), tmp_path)
     rollouts = read_rollouts(tmp_path, objective, ALL)
-    updates = {(c.record["step"], c.record["update"]) for c, _ in rollouts.trained()}
+    updates = {(c.record["step"], c.record["update"]) for c, _ in updated(rollouts)}
     assert len(updates) >= 2
     lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     for step, update in updates:
-        of_update = [s for c, s in rollouts.trained() if (c.record["step"], c.record["update"]) == (step, update)]
+        of_update = [s for c, s in updated(rollouts) if (c.record["step"], c.record["update"]) == (step, update)]
         theirs = tokens_of([r for r in lines if (r["step"], r["update"]) == (step, update) and "logp" in r])
         expected = gradient_weight(objective, theirs)
         np.testing.assert_array_equal(np.concatenate([s.weight for s in of_update]), expected.numpy())
-    assert len({float(w) for _, s in rollouts.trained() for w in s.weight}) > 1
+    assert len({float(w) for _, s in updated(rollouts) for w in s.weight}) > 1
 
 
 def test_an_episode_of_several_turns_by_hand():
     """Environment tokens have no statistics, an untrained branch has none either, and each token has its advantage."""
-    (talk,) = of_one_step([conversation()], DRPO(0.2))
+    rollouts = of_one_step([conversation()], DRPO(0.2))
+    (talk,) = completions(rollouts)
     assert len(talk.token_ids) == 8 and 9 not in talk.token_ids and talk.lengths == (6, 2)
     assert talk.trained.tolist() == [True] * 6 + [False] * 2 and talk.statistics is not None
     np.testing.assert_allclose(talk.mu, [0.4] * 6 + [0.5] * 2, rtol=1e-6)
     np.testing.assert_allclose(talk.statistics.weight, [0.5, 1.0, 1.0, 1.5, -0.5, 1.0], rtol=1e-5)
     np.testing.assert_allclose(talk.statistics.advantage, [0.5] * 3 + [0.25] * 3)
-    rollouts = Rollouts((talk,), 1)
     ids = browser.vocabulary(rollouts)
     table = browser.table(rollouts, ids, pieces(loading.load_tokenizer("tiny"), ids.tolist()))
     places, values = browser.columns(rollouts, ids)
@@ -176,16 +176,16 @@ def test_of_a_run_in_environments_every_reader_has_what_the_trainer_had(tmp_path
     rollouts = read_rollouts(tmp_path, run.objective.loss, ALL, run.objective.sequence)
     figures = read_records(tmp_path / METRICS)
     for m in figures:
-        seen = [s for c, s in rollouts.trained() if c.record["step"] == m["step"]]
+        seen = [s for c, s in updated(rollouts) if c.record["step"] == m["step"]]
         weight, moved = (np.concatenate([getattr(s, n) for s in seen]) for n in ("weight", "prob_diff"))
         assert len(weight) == m["trained_tokens"] > 0
         assert weight.mean(dtype=float) == pytest.approx(m["weight_mean"], rel=1e-6)
         assert np.abs(moved).mean(dtype=float) == pytest.approx(m["prob_diff_mean"], rel=1e-4, abs=1e-9)
         batch = recorded(tmp_path, m["step"])
-        units = [len(c.record["turns"]) if changes.get("sequence") else 1 for c, _ in rollouts.trained()]
+        units = [len(c.record["turns"]) if changes.get("sequence") else 1 for c, _ in updated(rollouts)]
         assert len(batch.tokens.logp) == len(weight) and len(batch.tokens.sequence.unique()) == sum(units)
-    assert sum(len(c.token_ids) for c in rollouts.completions) == sum(m["sampled_tokens"] for m in figures)
-    assert max(len(c.lengths) for c in rollouts.completions) == (3 if role == "tool" else 1)
+    assert sum(len(c.token_ids) for c in completions(rollouts)) == sum(m["sampled_tokens"] for m in figures)
+    assert max(len(c.lengths) for c in completions(rollouts)) == (3 if role == "tool" else 1)
     assert "Turns and tools" in panels_of(figures)
 
 
@@ -201,12 +201,12 @@ def test_of_a_run_that_is_too_large_whole_groups_are_read(tmp_path):
     ]
     run = write_run(tmp_path, records)
     few = read_rollouts(tmp_path, run.objective.loss, most_tokens=len(records) * 5 // 4)
-    groups = [c.record["problem"] for c in few.completions]
+    groups = [c.record["problem"] for c in completions(few)]
     assert few.n_all == len(records) and 10 < len(groups) < len(records) / 2
     assert all(groups.count(name) == 2 for name in groups)
     again = read_rollouts(tmp_path, run.objective.loss, most_tokens=len(records) * 5 // 4)
-    assert [c.record["problem"] for c in again.completions] == groups
-    assert len(read_rollouts(tmp_path, run.objective.loss, ALL).completions) == len(records)
+    assert [c.record["problem"] for c in completions(again)] == groups
+    assert len(read_rollouts(tmp_path, run.objective.loss, ALL)) == len(records)
 
 
 def test_the_browsers_columns_by_hand(tmp_path):
@@ -232,9 +232,9 @@ def test_texts_are_stored_only_where_the_tokens_do_not_say_them(tmp_path, known)
     ids = browser.vocabulary(rollouts)
     found = pieces(loading.load_tokenizer("tiny"), ids.tolist()) if known else None
     table = browser.table(rollouts, ids, found)
-    texts = [c.record["text"] for c in rollouts.completions]
+    texts = [c.record["text"] for c in completions(rollouts)]
     assert table["text"] == ([None] * len(RECORDS) + ["something else"] if known else texts)
-    said = [table["text"][i] or spelled(table, c.token_ids, ids) for i, c in enumerate(rollouts.completions) if known]
+    said = [table["text"][i] or spelled(table, c.token_ids, ids) for i, c in enumerate(completions(rollouts)) if known]
     assert said == (texts if known else [])
 
 

@@ -174,10 +174,10 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, argum
 def test_a_full_disk_names_the_file_and_is_no_fault_of_the_input(tmp_path, monkeypatch, capsys):
     write_run(tmp_path)
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(html, "write_text", full)
+    monkeypatch.setattr(html, "replacing", full)
     assert cli.main(["report", str(tmp_path)]) == 1
     assert f"{tmp_path / 'report.html'}: no space left on the disk" in capsys.readouterr().err
 

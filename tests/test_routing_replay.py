@@ -17,6 +17,7 @@ from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel
 from drpo.errors import InputError
 from drpo.model.policy import Policy
 from drpo.model.precision import FP32, Precision
+from drpo.model.quantize import stacked_experts
 from drpo.model.routing import RouteRecorder, routing_mismatch
 from drpo.model.routing_replay import RoutingReplay
 from drpo.objectives import DRPO
@@ -106,12 +107,12 @@ REPLAYED = """
 afmoe aria_text axk1 axk2 cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo
 glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe
 hy_v3 hy_v4 jamba laguna mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text mixtral nemotron_h olmoe qwen2_moe
-qwen3_moe qwen3_next solar_open
+qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next lfm2_moe solar_open
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", REPLAYED.split())
+@pytest.mark.parametrize("family", [*REPLAYED.split(), "gemma4, experts"])
 def test_families_of_mixtures_pass_the_self_check(family: str) -> None:
     """Also in the rows that the trainer computes: told its own choices, no bit changes."""
     policy = Policy(build_family(family), precision=FP32, temperature=1.0, replays=True)
@@ -128,6 +129,14 @@ def test_families_of_mixtures_pass_the_self_check(family: str) -> None:
 def test_families_of_mixtures_that_do_not_are_refused(family: str) -> None:
     with pytest.raises(InputError, match=r"routing_replay: .*set --routing-replay off"):
         RoutingReplay(build_family(family))
+
+
+def test_tables_of_an_encoder_of_images_are_no_experts() -> None:
+    """Gemma 4's has one [2, positions, width] beside its language model, with experts (26B-A4B) and without."""
+    names = {name for name, _, _ in stacked_experts(build_family("gemma4, experts"))}
+    assert names == {f"model.language_model.layers.{i}.experts" for i in range(2)}
+    assert not any(stacked_experts(build_family("gemma4")))
+    Policy(build_family("gemma4, experts"), precision=FP32, temperature=1.0, replays=True)
 
 
 def test_weights_are_the_trainers_own_by_hand() -> None:

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -184,6 +186,11 @@ def test_the_models(client: httpx2.Client):
     assert [m["id"] for m in listed["data"]] == ["tiny"] and listed["object"] == "list"
     assert client.get("/v1/models/tiny").json() == listed["data"][0]
     assert client.get("/v1/models/gpt-5").json()["error"]["code"] == "model_not_found"
+
+
+def test_a_model_whose_name_is_quoted_in_an_address(service: Service):
+    with served(replace(service, name="my run/é")) as client:
+        assert client.get(f"/v1/models/{quote('my run/é', safe='')}").json()["id"] == "my run/é"
 
 
 def test_requests_at_once_are_answered_as_alone(client: httpx2.Client):

@@ -199,6 +199,7 @@ def data(folder: Path, n: int = 24) -> Path:
     [
         ("{", "line 3: not JSON"),
         ({"question": "1?", "answer": "2"}, "line 3: the fields are question, answer; a row is"),
+        ({"prompt": "1?", "completion": None}, "line 3: nothing in 'completion'; a row is"),
         ({"messages": "hello"}, "line 3: 'messages' is no list of messages"),
         ({"messages": [{"role": "user", "content": "1?"}]}, "line 3: no message is the assistant's"),
         ({"messages": SUMS[2:]}, "line 3: the first message is the assistant's"),

@@ -480,6 +480,18 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path):
         ),
         ("twice.csv", "{folder}/twice.csv line 1: two fields are named 'q'"),
         ("open.csv", "{folder}/open.csv line 2: not CSV: unexpected end of data"),
+        ("semicolons.csv", "{folder}/semicolons.csv line 1: one field, 'q;a'; separate the values by commas"),
+        (
+            "object.json",
+            "{folder}/object.json: one object over several lines; write an array of objects, or one object a line",
+        ),
+        ("link.jsonl", "{folder}/link.jsonl: no such file; it is a link to gone, which is not there"),
+        ("pipe", "{folder}/pipe: neither a file nor a folder; write the data to a file, which a run reads again"),
+        (
+            "binary.jsonl",
+            "{folder}/binary.jsonl: cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start "
+            "byte; convert it to UTF-8",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
@@ -491,6 +503,10 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
     (tmp_path / "twice.csv").write_text("q,q\n1,2\n")
     (tmp_path / "open.csv").write_text('q,a\n"1,2\n')
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "semicolons.csv").write_text("q;a\n1;2\n")
+    (tmp_path / "object.json").write_text('{\n  "q": 1\n}')
+    (tmp_path / "link.jsonl").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text.parquet").write_text("no parquet")
     if name != "":
         (tmp_path / "train.jsonl").write_text("{}")
@@ -499,6 +515,12 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
         message = message.replace("known: bad, binary, list, text, trains", "did you mean 'trains'?")
     with refused(message.format(folder=tmp_path)):
         read_rows(str(tmp_path / name), "train")
+
+
+def test_a_folder_may_be_called_as_a_file_and_a_name_of_a_table_may_have_blanks_around_it(tmp_path):
+    (tmp_path / "my.jsonl").mkdir()
+    (tmp_path / "my.jsonl" / "train.csv").write_text("q, a\n1, 2\n")
+    assert read_rows(str(tmp_path / "my.jsonl"), "train") == [{"q": "1", "a": " 2"}]
 
 
 def test_a_table_of_commas_has_texts_and_quoted_lines(tmp_path):
@@ -536,7 +558,10 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, name):
         ({"prompt": "q.z"}, "{path} row 1: no field 'q.z'; 'z' is looked up in 'question'"),
         ({"prompt": "many.2"}, "{path} row 1: no field 'many.2'; '2' is looked up in a list of 2"),
         ({"prompt": "many"}, "{path} row 1: many.0 is no message with role and content: 1"),
-        ({"answer": "deep"}, "{path} row 1: field 'deep' is a dict, not text or a number: {{'x': 1}}"),
+        (
+            {"answer": "deep"},
+            "{path} row 1: field 'deep' is a dict, not text or a number: {{'x': 1}}; deep.x reaches into it",
+        ),
         ({"answer_after": "####"}, "{path} row 1: the answer has no '####': '3'"),
         ({"holdout": 0}, None),
     ],
@@ -569,7 +594,7 @@ def test_records_refuse_arguments_that_cannot_be_right(changes, message):
 
 def test_records_without_anything_to_train_on(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"q": "", "a": ""}])
-    with pytest.raises(InputError, match=r"a\.jsonl: nothing to train on \(1 rows: 0 to train"):
+    with pytest.raises(InputError, match=r"a\.jsonl: nothing to train on \(1 row: 0 to train"):
         records(path).sample(1, 0, 0)
 
 

@@ -4,7 +4,7 @@ from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.parts.scale import Scale
 from benchmarks.parts.step import setup_of
 
-ALONE, BESIDE = "alone", "beside a busy program"
+UNDISTURBED, BESIDE = "alone", "beside a busy program"
 
 
 def cases(scale: Scale) -> list[Case]:
@@ -18,6 +18,6 @@ def cases(scale: Scale) -> list[Case]:
     """
     setup = setup_of(scale, scale.precisions[0], "full", "hash")
     worker = Worker(OURS, "drpo_neighbours", setup)
-    entrants = tuple(Entrant(who, worker, {"neighbours": int(who == BESIDE)}) for who in (ALONE, BESIDE))
+    entrants = tuple(Entrant(who, worker, {"neighbours": int(who == BESIDE)}) for who in (UNDISTURBED, BESIDE))
     parameters = {name: setup[name] for name in ("prompts", "samples", "new_tokens", "precision")}
-    return [Case("neighbours", f"{scale.precisions[0]}, one busy program beside", ALONE, entrants, parameters)]
+    return [Case("neighbours", f"{scale.precisions[0]}, one busy program beside", UNDISTURBED, entrants, parameters)]

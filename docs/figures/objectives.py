@@ -29,6 +29,7 @@ FIGURES = {
         "none*second_moment(0.04)",
     ),
     "likelihood": ("reinforce", "reinforce + 0.5*k2", "mask(0.2) + 0.1*k2", "k2"),
+    "distillation": ("ref_kl(0.2)", "ref_kl(0.2) + 0.2*k2", "k2"),
     "cppo": ("cppo(0.2)", "dppo(0.2)", "drpo(0.2)"),
     "vespo": ("vespo", "gspo(3e-4, 4e-4)", "sapo(1.0, 1.05)"),
     "gmpo": ("gmpo(0.4, 0.4)", "gspo(3e-4, 4e-4)", "ppo(0.2, 0.28)"),

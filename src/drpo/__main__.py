@@ -12,11 +12,13 @@ from drpo.spec import import_named
 def main() -> int:
     """Run the command; return its exit status, 2 where the objectives alone are installed."""
     try:
-        command = import_named("drpo.cli", "main", "command")
+        return int(import_named("drpo.cli", "main", "command")())
     except InputError as error:
         print(f"drpo: {error}", file=sys.stderr)
         return 2
-    return int(command())
+    except KeyboardInterrupt:  # before the command itself listens to it
+        print("drpo: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

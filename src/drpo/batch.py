@@ -311,6 +311,7 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         returns=_joined([r.credit.returns for r in rows]),
         routes=routes,
         proximal_logp=_joined([s.proximal_logp for s in sequences]),
+        reference_logp=_joined([s.reference_logp for s in sequences]),
         score=_joined(
             [None if r.score is None else torch.full((r.credit.sequence.n_sampled,), float(r.score)) for r in rows]
         ),

@@ -53,6 +53,7 @@ _KINDS: Mapping[str, _Kind] = {
     "logp": _LOGP,
     "behavior_logp": _LOGP,
     "proximal_logp": _LOGP,
+    "reference_logp": _LOGP,
     "advantage": _Kind(
         "float", "one value per sequence? write advantage[sequence]", lambda v: ~v.isfinite(), "must be finite"
     ),

@@ -3,7 +3,9 @@
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters
@@ -14,6 +16,7 @@ _CONTROL = re.compile(
     "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
     "\ud800-\udfff]"  # surrogates, which cannot be encoded
 )
+_PLACEHOLDER = re.compile(r"[A-Z]+(\|[A-Z]+)*")
 _LONGEST = 200  # letters of an error's description
 
 
@@ -57,6 +60,18 @@ def one_line(text: object) -> str:
         'a b c'
     """
     return printable(" ".join(str(text).split()))
+
+
+def as_typed(name: object) -> str:
+    """Return a name, such as a path, as a shell reads it back: in quotes where it has a space, say.
+
+    A placeholder of a usage, such as RUN|MODEL, stays as it is.
+
+    Example:
+        >>> as_typed("runs/demo"), as_typed("runs/my demo"), as_typed("RUN|MODEL")
+        ('runs/demo', "'runs/my demo'", 'RUN|MODEL')
+    """
+    return str(name) if _PLACEHOLDER.fullmatch(str(name)) else shlex.quote(str(name))
 
 
 def describe(error: BaseException) -> str:
@@ -135,15 +150,33 @@ def counted(n: int, noun: str) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` for the known name nearest to `word`, else the list of known names.
 
-    A name of the same letters in another order is the nearest.
+    A name of the same letters, in another order or of another case, is the nearest.
 
     Example:
-        >>> nearest("dropo", ["drpo", "ppo"]), nearest("gpro", ["gspo", "grpo"])
+        >>> nearest("dropo", ["drpo", "ppo"]), nearest("GPRO", ["gspo", "grpo"])
         ("; did you mean 'drpo'?", "; did you mean 'grpo'?")
         >>> nearest("zzz", ["drpo", "ppo"])
         '; known: drpo, ppo'
     """
     names = list(known)
-    turned = [name for name in names if sorted(name) == sorted(word)]
+    turned = [name for name in names if sorted(name.casefold()) == sorted(word.casefold())]
     close = turned or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def nearest_path(path: Path) -> str:
+    """Return why a path leads nowhere: a link dangles, the folder is missing, or a name is close; else "".
+
+    Args:
+        path: of no file and no folder.
+
+    Example:
+        >>> nearest_path(Path("/nowhere/my.jsonl"))
+        '; the folder /nowhere does not exist'
+    """
+    if path.is_symlink():
+        return f"; it is a link to {path.readlink()}, which is not there"
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist"
+    hint = nearest(path.name, sorted(p.name for p in path.parent.iterdir()))
+    return hint if "did you mean" in hint else ""

@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -288,9 +289,10 @@ def import_named(module: str, name: str, kind: str) -> Any:
         >>> import_named("math", "sqrt", "reward")(9.0)
         3.0
     """
-    here = str(Path.cwd())
-    if module.partition(".")[0] != "drpo" and here not in sys.path:
-        sys.path.append(here)
+    if module.partition(".")[0] != "drpo":
+        with suppress(FileNotFoundError):  # the working folder may have been deleted
+            here = str(Path.cwd())
+            sys.path += [] if here in sys.path else [here]
     try:
         value: Any = importlib.import_module(module)
         for part in name.split("."):

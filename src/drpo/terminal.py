@@ -75,8 +75,8 @@ class PrintableRecord(logging.LogRecord):
     """A log record whose message may quote an untrusted file."""
 
     def getMessage(self) -> str:  # noqa: N802 (logging's name)
-        """Return the message with unsafe characters replaced."""
-        return printable(super().getMessage())
+        """Return the message in one line, with unsafe characters replaced."""
+        return printable(" ".join(super().getMessage().splitlines()))
 
 
 @dataclass(frozen=True)

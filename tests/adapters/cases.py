@@ -41,6 +41,7 @@ UNSERVED_2026 = (  # by any adapter
     "kl_cov",
     "none*second_moment(0.04)",
     "topr",
+    "ref_kl(0.2) + 0.002*k2",
     "ppo(0.2, 0.2)*proximal",
     "vespo(max_ratio=3.0)",
 )

@@ -36,7 +36,7 @@ def test_every_module_that_needs_a_framework_is_run_by_a_target():
 
 
 def test_every_adapter_refuses_what_none_can_serve():
-    """Each builds its objective by `objective_of`, which refuses statistics of a whole batch, rewards and proximals."""
+    """Each builds its objective by `objective_of`, which refuses statistics of the batch, rewards and models."""
     for spec in UNSERVED_2026:
         with pytest.raises(InputError, match=r"^objective=.* reads ") as refused:
             objective_of(spec, "objective")

@@ -126,6 +126,12 @@ REPLACEMENTS = (
         (f"{CLAIMS}test_claims_are_named_before_the_first_trial",),
     ),
     Replacement(
+        "the noise of rounding is a difference",
+        "drpo.lab.claims:_apart",
+        lambda right: lambda a, b: a - b,
+        (f"{CLAIMS}test_what_says_nothing_decides_nothing",),
+    ),
+    Replacement(
         "the worse half of the learning rates is kept",
         "drpo.lab.halving:better_half",
         _worse_half,

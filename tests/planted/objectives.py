@@ -270,6 +270,30 @@ REPLACEMENTS = (
         (f"{FORMULA}[topr]", GOLDEN_2026),
     ),
     Replacement(
+        "RefKL masks both sides",
+        "drpo.objectives.distillation:RefKL.out_of_region",
+        lambda right: lambda self, tokens: right(self, tokens) | (tokens.logp.exp() - tokens.behavior_logp.exp() > 0.1),
+        (f"{FORMULA}[ref_kl(0.1)]",),
+    ),
+    Replacement(
+        "CPPO's cap is forgotten",
+        "drpo.objectives.cppo:masked_surrogate",
+        lambda right: lambda tokens, kept, most: right(tokens, kept),
+        (f"{FORMULA}[cppo(max_ratio=1.3)]",),
+    ),
+    Replacement(
+        "CPPO's quantile is the 80 %",
+        "drpo.objectives.cppo:QUANTILE",
+        lambda right: 0.8,
+        (f"{OBJECTIVES}test_cppos_schedule_and_budget_are_those_of_the_whole_sequence",),
+    ),
+    Replacement(
+        "Clip-Cov keeps what it should drop",
+        "drpo.objectives.whole_batch:_uniform",
+        lambda right: lambda tokens: 1 - right(tokens) / 2,
+        (f"{OBJECTIVES}test_clip_cov_drops_its_share_of_the_kept_tokens_in_the_mean",),
+    ),
+    Replacement(
         "DRPO-Eff's penalty keeps DRPO's ratio",
         "drpo.objectives.effective:DRPOEff.__call__",
         _penalty_of_drpo,

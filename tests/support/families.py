@@ -58,6 +58,10 @@ LONGROPE = ROPE | dict(
 )  # fmt: skip
 LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 MROPE = dict(rope_parameters=dict(rope_theta=10000.0, mrope_section=[2, 1, 1]))
+TEMPERED = dict(no_rope_layers=[1, 0], floor_scale=16)
+SHARED_KEYS = dict(
+    num_hidden_layers=4, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2
+)  # fmt: skip
 DELTA = dict(layer_types=["linear_attention", "full_attention"])
 OWN: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(LATENT, MLA),
@@ -67,6 +71,9 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "bamba": dict(attn_layer_indices=[1], mamba_chunk_size=8),
     "falcon_h1": dict(mamba_d_ssm=64, mamba_chunk_size=8),
     "granitemoehybrid": dict(layer_types=["mamba", "attention"], mamba_chunk_size=8),
+    **dict.fromkeys(("llama4", "llama4_text"), TEMPERED),
+    "gemma4, experts": dict(enable_moe_block=True, top_k_experts=2),
+    "gemma4_text, shared keys": SHARED_KEYS,
     "jamba": dict(attn_layer_period=2, attn_layer_offset=1),
     "kimi_linear": DELTA | MLA | dict(linear_head_dim=8, linear_num_heads=4, num_experts_per_tok=2),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
@@ -103,6 +110,13 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         activation_sparsity_pattern=[0.0, 0.0],
         intermediate_size=[48, 48],
     ),
+    "gemma3n_text, shared keys": SHARED_KEYS
+    | dict(
+        laurel_rank=4,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0],
+        intermediate_size=[48] * 4,
+    ),
     "qwen2_vl": MROPE,
     "qwen2_5_vl": MROPE,
     "phi3, longrope": dict(original_max_position_embeddings=24, rope_parameters=LONGROPE),
@@ -121,6 +135,7 @@ WIDER_OWN: Mapping[str, Mapping[str, Any]] = {
     "codegen": dict(rotary_dim=32),
     "falcon_h1": dict(mamba_d_ssm=256),
     "gemma3n_text": dict(intermediate_size=[128, 128]),
+    "gemma3n_text, shared keys": dict(intermediate_size=[128] * 4),
     "gptj": dict(rotary_dim=32),
     "mamba2": dict(head_dim=64),
     "nemotron_h": dict(mamba_head_dim=64),
@@ -132,16 +147,17 @@ FAMILIES = tuple(
     """
 afmoe; apertus; arcee; aria_text; axk1; axk2; bamba; bart; bert; biogpt; bitnet; bloom; codegen; cohere; cohere2; cwm;
 deepseek_v2; deepseek_v3; deepseek_v32; diffllama; doge; dots1; ernie4_5; ernie4_5_moe; exaone4; exaone_moe; falcon;
-falcon_h1; falcon_mamba; flex_olmo; fuyu; gemma; gemma2; gemma3; gemma3_text; gemma3n_text; gemma4; gemma4_text; glm;
-glm4; glm4_moe; glm4_moe_lite; glm_moe_dsa; gpt2; gpt_bigcode; gpt_neox; gpt_neox_japanese; gpt_oss; gptj; granite;
-granite_swa; granitemoe; granitemoe_swa; granitemoehybrid; granitemoeshared; helium; hrm_text; hunyuan_v1_dense;
-hunyuan_v1_moe; hy_v3; hy_v4; hyperclovax; internvl; jais2; jamba; jetmoe; kimi_linear; laguna; lfm2; lfm2_moe; llama;
-llama, dynamic; llama, linear; llama, llama3; llama, yarn; llama4; llama4_text; llava; mamba; mamba2; mellum;
-mimo_v2_flash; minicpm3; minimax; minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mistral3; mixtral;
-modernbert-decoder; moshi; mpt; nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmo_hybrid; olmoe; opt; persimmon;
-phi; phi3; phi3, longrope; phimoe; phimoe, longrope; qwen2; qwen2_5_vl; qwen2_moe; qwen2_vl; qwen3; qwen3_5;
-qwen3_5_moe; qwen3_5_moe_text; qwen3_5_text; qwen3_moe; qwen3_next; qwen3_vl; recurrent_gemma; rwkv; seed_oss; smollm3;
-solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm; xlstm; zamba; zamba2
+falcon_h1; falcon_mamba; flex_olmo; fuyu; gemma; gemma2; gemma3; gemma3_text; gemma3n_text; gemma3n_text, shared keys;
+gemma4; gemma4, experts; gemma4_text; gemma4_text, shared keys; glm; glm4; glm4_moe; glm4_moe_lite; glm_moe_dsa; gpt2;
+gpt_bigcode; gpt_neox; gpt_neox_japanese; gpt_oss; gptj; granite; granite_swa; granitemoe; granitemoe_swa;
+granitemoehybrid; granitemoeshared; helium; hrm_text; hunyuan_v1_dense; hunyuan_v1_moe; hy_v3; hy_v4; hyperclovax;
+internvl; jais2; jamba; jetmoe; kimi_linear; laguna; lfm2; lfm2_moe; llama; llama, dynamic; llama, linear;
+llama, llama3; llama, yarn; llama4; llama4_text; llava; mamba; mamba2; mellum; mimo_v2_flash; minicpm3; minimax;
+minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mistral3; mixtral; modernbert-decoder; moshi; mpt;
+nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmo_hybrid; olmoe; opt; persimmon; phi; phi3; phi3, longrope;
+phimoe; phimoe, longrope; qwen2; qwen2_5_vl; qwen2_moe; qwen2_vl; qwen3; qwen3_5; qwen3_5_moe; qwen3_5_moe_text;
+qwen3_5_text; qwen3_moe; qwen3_next; qwen3_vl; recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm;
+starcoder2; trocr; vaultgemma; whisper; xglm; xlstm; zamba; zamba2
 """.strip()
     .replace("\n", " ")
     .split("; ")

@@ -31,6 +31,7 @@ from drpo.objectives import (
     Objective,
     PPOClip,
     Product,
+    RefKL,
     Reinforce,
     Reject,
     SecondMoment,
@@ -54,6 +55,7 @@ class Ours(NamedTuple):
         same_value: whether the loss is the program's too, not its gradient alone.
         per_sequence: whether the program divides by the sequence's tokens, which is a reduction here.
         tolerance: times the usual one.
+        masked_count: whether masked tokens take their place in the sequence: kept tokens of A = 0 here.
     """
 
     objective: Objective
@@ -61,20 +63,16 @@ class Ours(NamedTuple):
     same_value: bool = True
     per_sequence: bool = False
     tolerance: float = 1.0
+    masked_count: bool = False
 
 
 Params = Mapping[str, Any]
-NOT_OURS = {
-    "RefKL": "needs a reference model: on-policy distillation",
-}
-"""What is not an objective of this package, and why."""
 
 
-def cppo(p: Params) -> Ours | None:
-    if p["prefix"] == "all":  # a masked token takes a position there; here it is a removed one
-        return None
-    horizon, parts = p.get("horizon"), (p["delta"], p["w_min"], p["delta_b"])
-    return Ours(CPPO(*parts, horizon), reference.cppo(*parts, horizon), same_value="max_ratio" not in p)
+def cppo(p: Params) -> Ours:
+    parts = (p["delta"], p["w_min"], p["delta_b"], p.get("horizon"), p.get("max_ratio"))
+    same_value, all_count = "max_ratio" not in p, p["prefix"] == "all"
+    return Ours(CPPO(*parts), reference.cppo(*parts), same_value, masked_count=all_count)
 
 
 def rollout_correction(p: Params) -> Ours:
@@ -226,7 +224,7 @@ def clip_cov(p: Params) -> Ours:
     return Ours(ClipCov(*parts), reference.clip_cov(p["low"], p["high"], p["cov_low"], p["cov_high"]))
 
 
-OURS: Mapping[str, Callable[[Params], Ours | None]] = {
+OURS: Mapping[str, Callable[[Params], Ours]] = {
     "CPPO": cppo,
     "CPPO(verl)": cppo,
     "DPPO": lambda p: Ours(
@@ -242,6 +240,7 @@ OURS: Mapping[str, Callable[[Params], Ours | None]] = {
     "RolloutCorrection": rollout_correction,
     "IPO+KL": lambda p: with_k2(SymmetricMask(p["delta"]), reference.symmetric_mask(p["delta"]), 2 * p["kl_tau"]),
     "DPPO+KL": dppo_kl,
+    "RefKL": lambda p: with_k2(RefKL(p["delta_low"]), reference.ref_kl(p["delta_low"]), 2 * p["kl_tau"]),
     "IPO": lambda p: Ours(IPO(p["delta"], p["max_ratio"]), reference.ipo(p["delta"], p["max_ratio"])),
     "IcePop": lambda p: Ours(IcePop(p["low"], p["high"]), reference.icepop(p["low"], p["high"])),
     "IcePop(detached)": lambda p: banded(p["low"], p["high"], "token"),
@@ -256,7 +255,7 @@ OURS: Mapping[str, Callable[[Params], Ours | None]] = {
     "OPSM(decoupled)": opsm_decoupled,
     "DecoupledPPO": areal,
     "IcePop(decoupled)": lambda p: decoupled(clip_of(p), ("token", None, p["low"], p["high"])),
-    "TIS(decoupled)": lambda p: decoupled(clip_of(p), ("token", p["high"])),
+    "TIS(decoupled)": lambda p: decoupled(clip_of(p), ("token", p["high"], 0.0, None, False, p["low"])),
     "SequenceMaskIS": lambda p: decoupled(clip_of(p), ("sequence", None, 0.0, p["cap"])),
     "SeqMaskTIS(decoupled)": lambda p: decoupled(clip_of(p), ("token", UNCAPPED), (p["low"], p["high"], "geometric")),
     "KPop(detached)": lambda p: Ours(KPop(p["delta"]), reference.kpop(p["delta"])),
@@ -271,4 +270,4 @@ OURS: Mapping[str, Callable[[Params], Ours | None]] = {
     # Its factor n_i cancels the 1/n_i within s_i: GSPO, with every token weighing the same (horizon(1)).
     "LUSPO": lambda p: Ours(GSPO(p["low"], p["high"]), reference.gspo(p["low"], p["high"])),
 }
-"""The program's name -> its entry as ours, from its parameters; None for one that is not ours."""
+"""The program's name -> its entry as ours, from its parameters."""

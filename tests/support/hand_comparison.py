@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from drpo.lab.grid import parse_variant
-from drpo.lab.trial_result import FINISHED, SERIES, Comparison, Trial
+from drpo.lab.trial_result import FINISHED, SERIES, WAITING, Comparison, Trial
 from drpo.train.config import flat_json
 from support.worlds import tiny_run
 
@@ -22,11 +22,12 @@ def base(objective: str) -> dict[str, Any]:
 
 
 def trial(objective: str, seed: int, rewards: Sequence[float], **changes: Any) -> Trial:
-    """A finished trial with some training rewards and no evaluations; `changes` are of its configuration."""
+    """A finished trial with some training rewards, or one that waits; `changes` are of its configuration."""
     config = {**base(objective), "seed": seed, "steps": len(rewards), **changes}
     name = "-".join([objective.replace("(", "_").rstrip(")"), str(seed), *map(str, changes.values())])
     series = {metric: tuple(0.1 + 0.01 * i for i in range(len(rewards))) for metric in SERIES}
-    return Trial(name, config, FINISHED, None, {**series, "reward_mean": tuple(rewards)}, ())
+    status = FINISHED if rewards else WAITING
+    return Trial(name, config, status, None, {**series, "reward_mean": tuple(rewards)}, ())
 
 
 def comparison(trials: Sequence[Trial], name: str = "by-hand") -> Comparison:

@@ -3,10 +3,15 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from drpo.model import loading
+from drpo.report.token_statistics import Rollouts, TokenStatistics
 from drpo.train.config import Run, to_json
 from drpo.train.records import CONFIG, ENVIRONMENT, EVALUATIONS, METRICS, ROLLOUTS, TIMING
 from support.worlds import tiny_run
@@ -139,3 +144,35 @@ def metrics(step: int, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutRow:
+    """One of a run's completions, taken out of the columns."""
+
+    record: dict[str, Any]
+    state: str
+    lengths: tuple[int, ...]
+    token_ids: NDArray[np.int64]
+    mu: NDArray[np.float64]
+    trained: NDArray[np.bool_]
+    statistics: TokenStatistics | None
+
+
+def completions(rollouts: Rollouts) -> list[RolloutRow]:
+    """The completions one by one; those that no update saw have no statistics."""
+    token, seen = 0, 0
+    found = []
+    for i, lengths in enumerate(rollouts.lengths):
+        span = slice(token, token + sum(lengths))
+        trained = rollouts.trained[span]
+        statistics = rollouts.statistics.at(np.arange(seen, seen + trained.sum())) if trained.any() else None
+        columns = (rollouts.token_ids[span], rollouts.mu[span], trained)
+        found.append(RolloutRow(rollouts.record(i), rollouts.states[i], lengths, *columns, statistics))
+        token, seen = span.stop, seen + trained.sum()
+    return found
+
+
+def updated(rollouts: Rollouts) -> list[tuple[RolloutRow, TokenStatistics]]:
+    """The completions that an update saw, and what it saw."""
+    return [(c, c.statistics) for c in completions(rollouts) if c.statistics is not None]

@@ -5,69 +5,64 @@ test, which this module neither imports nor resembles. A *rule* takes one `Token
 a rule along a batch.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from functools import lru_cache
+from itertools import chain
+from math import prod
 from typing import NamedTuple
 
-from mpmath import MPContext
+Number = Decimal
+DIGITS = Context(prec=50, Emin=MIN_EMIN, Emax=MAX_EMAX)
+LOG_RATIO_CAP = Number(20)
+once = lru_cache(1000)
+"""For what several tokens have in common."""
+exp, log, sqrt = once(Decimal.exp), once(Decimal.ln), Decimal.sqrt
 
-mp = MPContext()
-mp.dps = 50
-LOG_RATIO_CAP = 20
-Number = mp.mpf
 
+@dataclass(eq=False)
+class Token:
+    """What is given of one kept token, and where it stands: in its sequence, and its sequence in the batch.
 
-class Sampled(NamedTuple):
-    """What is given of one token; `p` is the proximal policy's log-probability, `score` its episode's reward."""
+    `p` and `ref` are the log-probabilities of the proximal policy and of the reference model, `score` is its episode's
+    reward.
+    """
 
     l: Number
     m: Number
     a: Number
     p: Number
     score: Number
+    ref: Number
+    place: int = field(init=False, repr=False)
+    sequence: "Kept" = field(init=False, repr=False)
+    batch: "tuple[Kept, ...]" = field(init=False, repr=False)
 
     @property
     def gap(self) -> Number:
         return self.l - self.m
 
     @property
-    def shift(self) -> Number:
-        return mp.exp(self.l) - mp.exp(self.m)
-
-
-class Token(NamedTuple):
-    """One token among the kept tokens of its sequence, in order, and those of the batch."""
-
-    l: Number
-    m: Number
-    a: Number
-    p: Number
-    score: Number
-    place: int
-    sequence: tuple[Sampled, ...]
-    batch: tuple[Sampled, ...]
-    sequences: tuple[tuple[Sampled, ...], ...]
-
-    @property
     def gaps(self) -> list[Number]:
-        return [other.gap for other in self.sequence]
+        return [o.gap for o in self.sequence]
 
     @property
     def mean(self) -> Number:
         """The mean of l - m over the kept tokens of its sequence."""
-        return mp.fsum(self.gaps) / len(self.gaps)
+        return sum(self.gaps) / len(self.gaps)
 
     @property
     def pi(self) -> Number:
-        return mp.exp(self.l)
+        return exp(self.l)
 
     @property
     def mu(self) -> Number:
-        return mp.exp(self.m)
+        return exp(self.m)
 
     @property
     def r(self) -> Number:
-        return mp.exp(min(self.l - self.m, LOG_RATIO_CAP))
+        return exp(min(self.gap, LOG_RATIO_CAP))
 
     @property
     def shift(self) -> Number:
@@ -76,7 +71,19 @@ class Token(NamedTuple):
     @property
     def divergence(self) -> Number:
         """What the tests give tokens in place of a top-K divergence: a number that can be had here too."""
-        return min(abs(self.l - self.m) / 4, mp.one)
+        return min(abs(self.gap) / 4, Number(1))
+
+
+Kept = tuple[Token, ...]
+
+
+def batch_of(sequences: Iterable[Iterable[Token]]) -> tuple[Kept, ...]:
+    """A batch of these sequences, but for the empty ones, whose tokens know where they stand."""
+    batch = tuple(filter(None, map(tuple, sequences)))
+    for sequence in batch:
+        for place, token in enumerate(sequence):
+            token.place, token.sequence, token.batch = place, sequence, batch
+    return batch
 
 
 class Local(NamedTuple):
@@ -91,8 +98,8 @@ class Local(NamedTuple):
 
     loss: Number
     terms: tuple[Number, ...]
-    margin: Number = mp.inf
-    condition: Number = mp.one
+    margin: Number = Number("inf")
+    condition: Number = Number(1)
 
 
 class Truth(NamedTuple):
@@ -128,34 +135,33 @@ def truths(
     sequence: Sequence[int],
     proximal: Sequence[float] | None = None,
     score: Sequence[float] | None = None,
+    ref: Sequence[float] | None = None,
 ) -> list[Truth | None]:
     """The truth of every token, None where it is masked."""
-    columns = zip(logp, behavior_logp, advantage, proximal or behavior_logp, score or advantage, strict=True)
-    sampled = [Sampled(*map(mp.mpf, row)) if kept else None for row, kept in zip(columns, keep, strict=True)]
-    batch = tuple(one for one in sampled if one)
-    members = {s: tuple(o for o, other in zip(sampled, sequence, strict=True) if o and other == s) for s in {*sequence}}
-    seen = dict.fromkeys(members, 0)
+    extra = (proximal or behavior_logp, score or advantage, ref or behavior_logp)
+    columns = zip(logp, behavior_logp, advantage, *extra, strict=True)
+    tokens = [Token(*map(Number, row)) if kept else None for row, kept in zip(columns, keep, strict=True)]
+    batch_of([t for t, other in zip(tokens, sequence, strict=True) if t and other == s] for s in {*sequence})
     out: list[Truth | None] = []
-    for one, s in zip(sampled, sequence, strict=True):
-        if one is None:
+    for t in tokens:
+        if t is None:
             out.append(None)
             continue
-        t = Token(*one, seen[s], members[s], batch, tuple(filter(None, members.values())))
-        seen[s] += 1
-        loss, terms, margin, condition = rule(t)
-        gradient, scale = mp.fsum(terms), condition * mp.fsum(map(abs, terms))
-        plain = -t.a * t.r
-        weight, weight_scale = (gradient / plain, scale / abs(plain)) if t.a else (1, 1)
-        out.append(Truth(*map(float, (loss, gradient, scale, weight, weight_scale, margin))))
+        with localcontext(DIGITS):
+            loss, terms, margin, condition = rule(t)
+            gradient, scale = sum(terms), condition * sum(map(abs, terms))
+            plain = -t.a * t.r
+            weight, weight_scale = (gradient / plain, scale / abs(plain)) if t.a else (1, 1)
+            out.append(Truth(*map(float, (loss, gradient, scale, weight, weight_scale, margin))))
     return out
 
 
 def binary_kl(m: Number, l: Number) -> Number:
     """KL(Bern(mu) || Bern(pi)) of log-probabilities."""
-    mu, rest_of_mu, rest_of_pi = mp.exp(m), -mp.expm1(m), -mp.expm1(l)
+    mu, rest_of_mu, rest_of_pi = exp(m), 1 - exp(m), 1 - exp(l)
     if rest_of_mu == 0:
         return m - l
-    return mu * (m - l) + rest_of_mu * mp.log(rest_of_mu / rest_of_pi) if rest_of_pi else mp.inf
+    return mu * (m - l) + rest_of_mu * log(rest_of_mu / rest_of_pi) if rest_of_pi else Number("inf")
 
 
 def sign(x: Number) -> int:
@@ -164,18 +170,18 @@ def sign(x: Number) -> int:
 
 def distance(x: Number, edge: Number) -> Number:
     """Distance of x to an edge, relative to the edge; an edge at 0 is never near."""
-    return abs(x / edge - 1) if edge else mp.inf
+    return abs(x / edge - 1) if edge else Number("inf")
 
 
 def clip(x: Number, low: float, high: float) -> Number:
-    return min(max(x, 1 - mp.mpf(low)), 1 + mp.mpf(high))
+    return min(max(x, 1 - Number(low)), 1 + Number(high))
 
 
 def importance_sampling(max_ratio: float | None = None) -> Rule:
     def rule(t: Token) -> Local:
         if max_ratio is None:
             return Local(-t.r * t.a, (-t.a * t.r,))
-        cut = min(t.r, mp.mpf(max_ratio))
+        cut = min(t.r, Number(max_ratio))
         return Local(-t.a * cut * t.l, (-t.a * cut,))
 
     return rule
@@ -183,40 +189,40 @@ def importance_sampling(max_ratio: float | None = None) -> Rule:
 
 def clipped(x: Number, t: Token, low: float, high: float, dual: float | None) -> Local:
     """-min(x A, clip(x) A) for a ratio x whose derivative is x, and PPO's dual clip of it."""
-    lower, upper = 1 - mp.mpf(low), 1 + mp.mpf(high)
+    lower, upper = 1 - Number(low), 1 + Number(high)
     value, binds = min(x * t.a, clip(x, low, high) * t.a), (t.a > 0 and x > upper) or (t.a < 0 and x < lower)
     margin = distance(x, upper if t.a > 0 else lower)
     if dual is not None and t.a < 0:
-        value, binds = max(value, dual * t.a), binds or x > dual
-        margin = min(margin, distance(x, mp.mpf(dual)))
-    return Local(-value, (mp.mpf(0) if binds else -t.a * x,), margin)
+        value, binds = max(value, Number(dual) * t.a), binds or x > dual
+        margin = min(margin, distance(x, Number(dual)))
+    return Local(-value, (Number(0) if binds else -t.a * x,), margin)
 
 
 def ppo_clip(low: float, high: float, dual: float | None = None, max_ratio: float | None = None) -> Rule:
-    return lambda t: clipped(t.r if max_ratio is None else min(t.r, mp.mpf(max_ratio)), t, low, high, dual)
+    return lambda t: clipped(t.r if max_ratio is None else min(t.r, Number(max_ratio)), t, low, high, dual)
 
 
 def gspo(low: float, high: float) -> Rule:
-    return lambda t: clipped(mp.exp(min(t.mean, LOG_RATIO_CAP)), t, low, high, None)
+    return lambda t: clipped(exp(min(t.mean, LOG_RATIO_CAP)), t, low, high, None)
 
 
 def spo(epsilon: float) -> Rule:
     def rule(t: Token) -> Local:
-        loss = -t.r * t.a + abs(t.a) * (t.r - 1) ** 2 / (2 * mp.mpf(epsilon))
-        return Local(loss, (-t.a * t.r, abs(t.a) * t.r * (t.r - 1) / mp.mpf(epsilon)))
+        loss = -t.r * t.a + abs(t.a) * (t.r - 1) ** 2 / (2 * Number(epsilon))
+        return Local(loss, (-t.a * t.r, abs(t.a) * t.r * (t.r - 1) / Number(epsilon)))
 
     return rule
 
 
 def drpo(delta: float, power: float = 0, outside: float | None = None, advantage_weighted: bool = True) -> Rule:
     def rule(t: Token) -> Local:
-        size = abs(t.a) if advantage_weighted else mp.mpf(1)
-        far = mp.exp(min(max(t.l, t.m) - power * t.m, LOG_RATIO_CAP)) * (1 - mp.exp(-abs(t.l - t.m)))  # |D| / mu^q
-        push = size * t.r * sign(t.l - t.m) * far / mp.mpf(delta)
-        penalty = size * t.mu ** (1 - mp.mpf(power)) * (t.r - 1) ** 2 / (2 * mp.mpf(delta))
+        size = abs(t.a) if advantage_weighted else Number(1)
+        far = exp(min(max(t.l, t.m) - Number(power) * t.m, LOG_RATIO_CAP)) * (1 - exp(-abs(t.gap)))  # |D| / mu^q
+        push = size * t.r * sign(t.gap) * far / Number(delta)
+        penalty = size * exp((1 - Number(power)) * t.m) * (t.r - 1) ** 2 / (2 * Number(delta))
         if outside is None:
             return Local(-t.r * t.a + penalty, (-t.a * t.r, push))
-        margin = distance(abs(t.shift), mp.mpf(outside))
+        margin = distance(abs(t.shift), Number(outside))
         if abs(t.shift) <= outside:
             return Local(-t.r * t.a, (-t.a * t.r,), margin)
         return Local(-t.r * t.a + penalty, (-t.a * t.r, push), margin)
@@ -225,7 +231,7 @@ def drpo(delta: float, power: float = 0, outside: float | None = None, advantage
 
 
 def dppo(low: float, high: float | None = None, divergence: str = "tv", max_ratio: float = 20.0) -> Rule:
-    edge_low, edge_high = mp.mpf(low), mp.mpf(low if high is None else high)
+    edge_low, edge_high = Number(low), Number(low if high is None else high)
 
     def rule(t: Token) -> Local:
         edge = edge_high if t.a > 0 else edge_low
@@ -236,19 +242,18 @@ def dppo(low: float, high: float | None = None, divergence: str = "tv", max_rati
             far = binary_kl(t.m, t.l) if divergence == "kl" else t.divergence
             keep = far <= edge or (t.pi <= t.mu if t.a > 0 else t.pi >= t.mu)
             margin = distance(far, edge)
-        cut = min(t.r, mp.mpf(max_ratio)) * keep
+        cut = min(t.r, Number(max_ratio)) * keep
         return Local(-t.a * cut * t.l, (-t.a * cut,), margin)
 
     return rule
 
 
 def symmetric_mask(delta: float, divergence: str = "tv") -> Rule:
-    def rule(t: Token) -> Local:
+    def inside(t: Token) -> tuple[bool, Number]:
         far = abs(t.shift) if divergence == "tv" else binary_kl(t.m, t.l)
-        kept = -t.a * t.r if far <= delta else mp.mpf(0)
-        return Local(kept, (kept,), distance(far, mp.mpf(delta)))
+        return far <= delta, distance(far, Number(delta))
 
-    return rule
+    return masked(inside)
 
 
 def cispo(low: float, high: float) -> Rule:
@@ -261,8 +266,8 @@ def cispo(low: float, high: float) -> Rule:
 
 def sapo(tau_positive: float, tau_negative: float) -> Rule:
     def rule(t: Token) -> Local:
-        tau = mp.mpf(tau_positive if t.a > 0 else tau_negative)
-        s, rest = 1 / (1 + mp.exp(-tau * (t.r - 1))), 1 / (1 + mp.exp(tau * (t.r - 1)))
+        tau = Number(tau_positive if t.a > 0 else tau_negative)
+        s, rest = 1 / (1 + exp(-tau * (t.r - 1))), 1 / (1 + exp(tau * (t.r - 1)))
         return Local(-t.a * 4 / tau * s, (-t.a * t.r * 4 * s * rest,), condition=1 + tau * t.r)
 
     return rule
@@ -272,10 +277,10 @@ def divergence_penalty(kind: str, coefficient: float) -> Rule:
     def rule(t: Token) -> Local:
         value, slope = {
             "tv": (abs(t.r - 1) / 2, t.r * sign(t.r - 1) / 2),
-            "k1": (-mp.log(t.r), mp.mpf(-1)),
-            "k3": (t.r - 1 - mp.log(t.r), t.r - 1),
+            "k1": (-log(t.r), Number(-1)),
+            "k3": (t.r - 1 - log(t.r), t.r - 1),
         }[kind]
-        pull = abs(t.a) * mp.mpf(coefficient)
+        pull = abs(t.a) * Number(coefficient)
         return Local(-t.r * t.a + pull * value, (-t.a * t.r, pull * slope))
 
     return rule
@@ -288,8 +293,8 @@ class Value(NamedTuple):
     """A factor of one token: the number, the distance to its nearest jump, how ill-conditioned it is."""
 
     number: Number
-    margin: Number = mp.inf
-    condition: Number = mp.one
+    margin: Number = Number("inf")
+    condition: Number = Number(1)
 
 
 FactorRule = Callable[[Token], Value]
@@ -298,9 +303,9 @@ FactorRule = Callable[[Token], Value]
 def product(rule: Rule, *factors: FactorRule) -> Rule:
     def times(t: Token) -> Local:
         local, values = rule(t), [factor(t) for factor in factors]
-        number = mp.fprod(v.number for v in values)
+        number = prod(v.number for v in values)
         margin = min([local.margin, *(v.margin for v in values)])
-        condition = local.condition * mp.fprod(v.condition for v in values)
+        condition = local.condition * prod(v.condition for v in values)
         return Local(number * local.loss, tuple(number * term for term in local.terms), margin, condition)
 
     return times
@@ -308,9 +313,9 @@ def product(rule: Rule, *factors: FactorRule) -> Rule:
 
 def added(*terms: tuple[float, Rule]) -> Rule:
     def plus(t: Token) -> Local:
-        parts = [(mp.mpf(weight), rule(t)) for weight, rule in terms]
+        parts = [(Number(weight), rule(t)) for weight, rule in terms]
         slopes = tuple(weight * term for weight, local in parts for term in local.terms)
-        loss = mp.fsum(weight * local.loss for weight, local in parts)
+        loss = sum(weight * local.loss for weight, local in parts)
         return Local(loss, slopes, min(p.margin for _, p in parts), max(p.condition for _, p in parts))
 
     return plus
@@ -318,20 +323,20 @@ def added(*terms: tuple[float, Rule]) -> Rule:
 
 def of_ratio(t: Token, over: str) -> Number:
     """r, or the product or geometric mean of its sequence's."""
-    gap = {"token": t.l - t.m, "sequence": mp.fsum(t.gaps), "geometric": t.mean}[over]
-    return mp.exp(min(gap, LOG_RATIO_CAP))
+    gap = {"token": t.gap, "sequence": sum(t.gaps), "geometric": t.mean}[over]
+    return exp(min(gap, LOG_RATIO_CAP))
 
 
 def roughness(t: Token, over: str) -> Number:
     """How many roundings a ratio has: none to speak of for a token's, those of the sum for a sequence's."""
-    return mp.one if over == "token" else 1 + mp.fsum(map(abs, t.gaps))
+    return Number(1) if over == "token" else 1 + sum(map(abs, t.gaps))
 
 
 def band(low: float, high: float, over: str = "token") -> FactorRule:
     def factor(t: Token) -> Value:
-        ratios = [mp.exp(min(gap, LOG_RATIO_CAP)) for gap in t.gaps] if over == "every" else [of_ratio(t, over)]
-        margin = min(distance(r, mp.mpf(edge)) for r in ratios for edge in (low, high))
-        return Value(mp.mpf(all(low <= r <= high for r in ratios)), margin)
+        ratios = [o.r for o in t.sequence] if over == "every" else [of_ratio(t, over)]
+        margin = min(distance(r, Number(edge)) for r in ratios for edge in (low, high))
+        return Value(Number(all(low <= r <= high for r in ratios)), margin)
 
     return factor
 
@@ -339,55 +344,63 @@ def band(low: float, high: float, over: str = "token") -> FactorRule:
 def reject(statistic: str, high: float, low: float = 0) -> FactorRule:
     over, _, kind = statistic.rpartition("_")
 
-    def estimate(gap: Number) -> Number:
-        return {"k1": -gap, "k2": gap**2 / 2, "k3": mp.exp(min(gap, LOG_RATIO_CAP)) - 1 - gap}[kind]
-
     def factor(t: Token) -> Value:
-        each = [estimate(gap) for gap in ([t.l - t.m] if over == "token" else t.gaps)]
-        x = {"seq_sum": mp.fsum(each), "seq_mean": mp.fsum(each) / len(each)}.get(over, max(each))
+        some = [t] if over == "token" else t.sequence
+        each = [{"k1": -o.gap, "k2": o.gap**2 / 2, "k3": o.r - 1 - o.gap}[kind] for o in some]
+        x = {"seq_sum": sum(each), "seq_mean": sum(each) / len(each)}.get(over, max(each))
         if kind == "k1":
-            x = mp.exp(min(x, LOG_RATIO_CAP))
-        margin = min(distance(x, mp.mpf(high)), distance(x, mp.mpf(low)))
-        return Value(mp.mpf(low <= x <= high or (kind != "k1" and x <= high)), margin)
+            x = exp(min(x, LOG_RATIO_CAP))
+        margin = min(distance(x, Number(high)), distance(x, Number(low)))
+        return Value(Number(low <= x <= high or (kind != "k1" and x <= high)), margin)
 
     return factor
+
+
+@once
+def with_proximal(batch: tuple[Kept, ...], place: str) -> dict[Token, Token]:
+    """Each token of the batch, and the same with the proximal policy in another's place."""
+    changed = batch_of([replace(t, **{place: t.p}) for t in sequence] for sequence in batch)
+    return dict(zip(chain(*batch), chain(*changed), strict=True))
 
 
 def decoupled(rule: Rule, *factors: FactorRule) -> Rule:
     """The rule between policy and proximal policy, the factors between proximal policy and sampler."""
 
-    def between(t: Token, change: Callable[[Sampled], Sampled]) -> Token:
-        sequences = tuple(tuple(map(change, s)) for s in t.sequences)
-        one = change(Sampled(t.l, t.m, t.a, t.p, t.score))
-        return Token(*one, t.place, tuple(map(change, t.sequence)), tuple(map(change, t.batch)), sequences)
-
     def of(t: Token) -> Local:
-        near, far = between(t, lambda o: o._replace(m=o.p)), between(t, lambda o: o._replace(l=o.p))
+        near, far = with_proximal(t.batch, "m")[t], with_proximal(t.batch, "l")[t]
         return product(rule, *(lambda _, f=factor: f(far) for factor in factors))(near)
 
     return of
 
 
 def opsm(delta: float) -> FactorRule:
-    return lambda t: Value(mp.mpf(t.a >= 0 or -t.mean <= delta), distance(-t.mean, mp.mpf(delta)))
+    return lambda t: Value(Number(t.a >= 0 or -t.mean <= delta), distance(-t.mean, Number(delta)))
 
 
 def weight(
-    over: str, cap: float | None = None, low: float = 0, high: float | None = None, normalize: bool = False
+    over: str,
+    cap: float | None = None,
+    low: float = 0,
+    high: float | None = None,
+    normalize: bool = False,
+    floor: float = 0,
 ) -> FactorRule:
     def of(x: Number) -> Number:
-        kept = x if x >= low and (high is None or x <= high) else mp.mpf(0)
-        return kept if cap is None else min(kept, mp.mpf(cap))
+        kept = max(x, Number(floor)) if x >= low and (high is None or x <= high) else Number(0)
+        return kept if cap is None else min(kept, Number(cap))
+
+    @once
+    def normaliser(batch: tuple[Kept, ...]) -> tuple[Number, Number]:
+        """The mean over the batch, and its roundings."""
+        some = [*chain(*batch)] if over == "token" else [sequence[0] for sequence in batch]
+        ratios = [of_ratio(t, over) for t in some]
+        return sum(map(of, ratios)) / len(some), max(1 + abs(log(x)) for x in ratios)
 
     def factor(t: Token) -> Value:
         x = of_ratio(t, over)
-        margin = min([distance(x, mp.mpf(low)), *([] if high is None else [distance(x, mp.mpf(high))])])
-        if not normalize:
-            return Value(of(x), margin, roughness(t, over))
-        parts = [[o.gap] for o in t.batch] if over == "token" else [[o.gap for o in s] for s in t.sequences]
-        gaps = [mp.fsum(part) / (len(part) if over == "geometric" else 1) for part in parts]
-        mean = mp.fsum(of(mp.exp(min(gap, LOG_RATIO_CAP))) for gap in gaps) / len(gaps)
-        return Value(of(x) / mean, margin, max(roughness(t, over), *(1 + abs(gap) for gap in gaps)))
+        margin = min([distance(x, Number(low)), *([] if high is None else [distance(x, Number(high))])])
+        mean, rough = normaliser(t.batch) if normalize else (1, 1)
+        return Value(of(x) / mean, margin, max(roughness(t, over), rough))
 
     return factor
 
@@ -401,8 +414,17 @@ def reinforce() -> Rule:
 
 def k2() -> Rule:
     def rule(t: Token) -> Local:
-        gap = min(max(t.l - t.m, -LOG_RATIO_CAP), LOG_RATIO_CAP)
+        gap = min(max(t.gap, -LOG_RATIO_CAP), LOG_RATIO_CAP)
         return Local(gap**2 / 2, (gap,))
+
+    return rule
+
+
+def ref_kl(delta: float) -> Rule:
+    def rule(t: Token) -> Local:
+        apart = (t.ref, -t.l) if abs(t.ref - t.l) < LOG_RATIO_CAP else (LOG_RATIO_CAP * sign(t.ref - t.l),)
+        terms = tuple(-t.r * term * (t.shift >= -delta) for term in apart)
+        return Local(sum(terms), terms, distance(t.shift, -Number(delta)))
 
     return rule
 
@@ -412,18 +434,18 @@ def masked(inside: Callable[[Token], tuple[bool, Number]], cap: float | None = N
 
     def rule(t: Token) -> Local:
         keep, margin = inside(t)
-        kept = -t.a * (t.r if cap is None else min(t.r, mp.mpf(cap))) * keep
+        kept = -t.a * (t.r if cap is None else min(t.r, Number(cap))) * keep
         return Local(kept, (kept,), margin)
 
     return rule
 
 
 def ipo(delta: float, max_ratio: float) -> Rule:
-    return masked(lambda t: (abs(t.shift) <= delta, distance(abs(t.shift), mp.mpf(delta))), max_ratio)
+    return masked(lambda t: (abs(t.shift) <= delta, distance(abs(t.shift), Number(delta))), max_ratio)
 
 
 def icepop(low: float, high: float) -> Rule:
-    return masked(lambda t: (low <= t.r <= high, min(distance(t.r, mp.mpf(low)), distance(t.r, mp.mpf(high)))))
+    return masked(lambda t: (low <= t.r <= high, min(distance(t.r, Number(low)), distance(t.r, Number(high)))))
 
 
 def kpop(delta: float) -> Rule:
@@ -433,27 +455,33 @@ def kpop(delta: float) -> Rule:
 def both_ways(delta: float) -> FactorRule:
     def factor(t: Token) -> Value:
         far = max(binary_kl(t.m, t.l), binary_kl(t.l, t.m))
-        return Value(mp.mpf(far <= delta), distance(far, mp.mpf(delta)))
+        return Value(Number(far <= delta), distance(far, Number(delta)))
 
     return factor
 
 
-def cppo(delta: float, w_min: float, delta_b: float, horizon: int | None = None) -> Rule:
-    def inside(t: Token) -> tuple[bool, Number]:
-        distances = [abs(o.shift) for o in t.sequence]
+def cppo(
+    delta: float, w_min: float, delta_b: float, horizon: int | None = None, max_ratio: float | None = None
+) -> Rule:
+    @once
+    def costs_and_rooms(sequence: Kept) -> list[tuple[Number, Number]]:
+        distances = [abs(o.shift) for o in sequence]
         n = len(distances)
         last = max((n if horizon is None else horizon) - 1, 1)
-        weights = [1 - (1 - mp.mpf(w_min)) * j / last for j in range(n)]
-        ordered, place = sorted(distances), (n - 1) * mp.mpf(9) / 10
-        below = int(mp.floor(place))
+        weights = [1 - (1 - Number(w_min)) * j / last for j in range(n)]
+        ordered, place = sorted(distances), (n - 1) * Number(9) / 10
+        below = int(place)
         quantile = ordered[below] + (place - below) * (ordered[min(below + 1, n - 1)] - ordered[below])
-        budget = min(max(quantile, mp.mpf(delta_b)), 2 * mp.mpf(delta_b))
-        spent = mp.fsum(w * d for w, d in list(zip(weights, distances, strict=True))[: t.place])
-        room = min(mp.mpf(delta), delta + budget * mp.fsum(weights[: t.place]) - spent)
-        cost = weights[t.place] * distances[t.place]
-        return t.a * (t.r - 1) <= 0 or cost <= room, abs(cost - room) / mp.mpf(delta)
+        budget = min(max(quantile, Number(delta_b)), 2 * Number(delta_b))
+        costs = [w * d for w, d in zip(weights, distances, strict=True)]
+        left = [Number(delta) + budget * sum(weights[:i]) - sum(costs[:i]) for i in range(n)]
+        return [(cost, min(Number(delta), room)) for cost, room in zip(costs, left, strict=True)]
 
-    return masked(inside)
+    def inside(t: Token) -> tuple[bool, Number]:
+        cost, room = costs_and_rooms(t.sequence)[t.place]
+        return t.a * (t.r - 1) <= 0 or cost <= room, abs(cost - room) / Number(delta)
+
+    return masked(inside, max_ratio)
 
 
 def vespo(
@@ -464,13 +492,13 @@ def vespo(
     max_ratio: float | None = None,
 ) -> Rule:
     def rule(t: Token) -> Local:
-        k, scale = (k_positive, lambda_positive) if t.a >= 0 else (k_negative, lambda_negative)
+        k, scale = map(Number, (k_positive, lambda_positive) if t.a >= 0 else (k_negative, lambda_negative))
         gaps = t.gaps
         if max_ratio is not None:
-            gaps = [o.l - o.p + min(o.p - o.m, mp.log(mp.mpf(max_ratio))) for o in t.sequence]
-        s = min(max(mp.fsum(gaps), mp.log(mp.mpf("1e-8"))), LOG_RATIO_CAP)
-        phi = mp.exp(scale) * mp.exp(s) ** k * mp.exp(-scale * mp.exp(s))
-        condition = (1 + mp.fsum(map(abs, gaps))) * (1 + k + scale * mp.exp(s))
+            gaps = [o.l - o.p + min(o.p - o.m, log(Number(max_ratio))) for o in t.sequence]
+        s = min(max(sum(gaps), log(Number("1e-8"))), LOG_RATIO_CAP)
+        phi = exp(scale) * exp(s) ** k * exp(-scale * exp(s))
+        condition = (1 + sum(map(abs, gaps))) * (1 + k + scale * exp(s))
         return Local(-t.a * phi * t.l, (-t.a * phi,), condition=condition)
 
     return rule
@@ -478,39 +506,38 @@ def vespo(
 
 def gmpo(low: float, high: float) -> Rule:
     def rule(t: Token) -> Local:
-        gap = t.l - t.m
-        clipped_gaps = [min(o.gap, mp.mpf(high)) if o.a > 0 else max(o.gap, -mp.mpf(low)) for o in t.sequence]
-        s = mp.exp(min(mp.fsum(clipped_gaps) / len(clipped_gaps), LOG_RATIO_CAP))
-        binds = gap > high if t.a > 0 else gap < -low
-        margin = distance(gap, mp.mpf(high) if t.a > 0 else -mp.mpf(low))
-        return Local(-t.a * s, (mp.mpf(0) if binds else -t.a * s,), margin, 1 + mp.fsum(map(abs, clipped_gaps)))
+        clipped_gaps = [min(o.gap, Number(high)) if o.a > 0 else max(o.gap, -Number(low)) for o in t.sequence]
+        s = exp(min(sum(clipped_gaps) / len(clipped_gaps), LOG_RATIO_CAP))
+        binds = t.gap > high if t.a > 0 else t.gap < -low
+        margin = distance(t.gap, Number(high) if t.a > 0 else -Number(low))
+        return Local(-t.a * s, (Number(0) if binds else -t.a * s,), margin, 1 + sum(map(abs, clipped_gaps)))
 
     return rule
 
 
-@cache
-def moment_bound(batch: tuple[Sampled, ...], budget: float) -> tuple[Number, Number]:
+@once
+def moment_bound(batch: tuple[Kept, ...], budget: float) -> tuple[Number, Number]:
     """tau^2 of a batch, and how near a winsorised mean is to the budget."""
-    harmful = sorted(o.gap**2 for o in batch if o.a * o.gap > 0)
-    means = [mp.fsum(min(v, cut) for v in harmful) / len(harmful) for cut in harmful]
-    square = mp.inf
-    if harmful and mp.fsum(harmful) / len(harmful) > budget:
-        square = max([cut for cut, mean in zip(harmful, means, strict=True) if mean < budget], default=mp.mpf(0))
-    return square, min([distance(mean, mp.mpf(budget)) for mean in means], default=mp.inf)
+    harmful = sorted(o.gap**2 for o in chain(*batch) if o.a * o.gap > 0)
+    means = [sum(min(v, cut) for v in harmful) / len(harmful) for cut in harmful]
+    square = Number("inf")
+    if harmful and sum(harmful) / len(harmful) > budget:
+        square = max([cut for cut, mean in zip(harmful, means, strict=True) if mean < budget], default=Number(0))
+    return square, min([distance(mean, Number(budget)) for mean in means], default=Number("inf"))
 
 
 def m2po(budget: float, floor_low: float = 0, floor_high: float = 0) -> Rule:
     def rule(t: Token) -> Local:
         square, margin = moment_bound(t.batch, budget)
-        outward, v = t.a * (t.l - t.m) > 0, (t.l - t.m) ** 2
-        outside = t.r < 1 - mp.mpf(floor_low) or t.r > 1 + mp.mpf(floor_high)
+        outward, v = t.a * t.gap > 0, t.gap**2
+        outside = t.r < 1 - Number(floor_low) or t.r > 1 + Number(floor_high)
         if floor_low or floor_high:
-            margin = min(margin, distance(t.r, 1 - mp.mpf(floor_low)), distance(t.r, 1 + mp.mpf(floor_high)))
+            margin = min(margin, distance(t.r, 1 - Number(floor_low)), distance(t.r, 1 + Number(floor_high)))
         if not (outward and v >= square and outside):
             return Local(-t.a * t.r, (-t.a * t.r,), margin)
-        tau = min(mp.sqrt(square), LOG_RATIO_CAP)
-        bound = max(mp.exp(tau), 1 + mp.mpf(floor_high)) if t.a > 0 else min(mp.exp(-tau), 1 - mp.mpf(floor_low))
-        return Local(-t.a * bound, (mp.mpf(0),), margin)
+        tau = min(sqrt(square), LOG_RATIO_CAP)
+        bound = max(exp(tau), 1 + Number(floor_high)) if t.a > 0 else min(exp(-tau), 1 - Number(floor_low))
+        return Local(-t.a * bound, (Number(0),), margin)
 
     return rule
 
@@ -522,56 +549,52 @@ def m2po_areal(threshold: float) -> Rule:
 def second_moment(threshold: float) -> FactorRule:
     def factor(t: Token) -> Value:
         largest, margin = largest_kept(t.batch, threshold)
-        return Value(mp.mpf((t.l - t.m) ** 2 <= largest), margin)
+        return Value(Number(t.gap**2 <= largest), margin)
 
     return factor
 
 
-@cache
-def largest_kept(batch: tuple[Sampled, ...], threshold: float) -> tuple[Number, Number]:
+@once
+def largest_kept(batch: tuple[Kept, ...], threshold: float) -> tuple[Number, Number]:
     """The largest square that AReaL's M2PO keeps of a batch, and how near a mean is to the threshold."""
-    squares = sorted(o.gap**2 for o in batch)
-    means = [mp.fsum(squares[: i + 1]) / (i + 1) for i in range(len(squares))]
+    squares = sorted(o.gap**2 for o in chain(*batch))
+    means = [sum(squares[: i + 1]) / (i + 1) for i in range(len(squares))]
     kept = [v for v, mean in zip(squares, means, strict=True) if mean < threshold] or squares[:1]
-    return kept[-1], min(distance(mean, mp.mpf(threshold)) for mean in means)
+    return kept[-1], min(distance(mean, Number(threshold)) for mean in means)
 
 
-@cache
-def means(batch: tuple[Sampled, ...]) -> tuple[Number, Number]:
-    """The means of A and of l."""
-    return mp.fsum(o.a for o in batch) / len(batch), mp.fsum(o.l for o in batch) / len(batch)
-
-
-def covariance(t: Token) -> tuple[Number, list[Number]]:
-    """The token's term of the covariance of advantage and log-probability, and every token's."""
-    mean_a, mean_l = means(t.batch)
-    return (t.a - mean_a) * (t.l - mean_l), [(o.a - mean_a) * (o.l - mean_l) for o in t.batch]
+@once
+def covariances(batch: tuple[Kept, ...]) -> dict[Token, Number]:
+    """Every token's term of the covariance of advantage and log-probability, the largest first."""
+    tokens = [*chain(*batch)]
+    mean_a, mean_l = sum(t.a for t in tokens) / len(tokens), sum(t.l for t in tokens) / len(tokens)
+    each = {t: (t.a - mean_a) * (t.l - mean_l) for t in tokens}
+    return {t: each[t] for t in sorted(tokens, key=each.__getitem__, reverse=True)}
 
 
 def clip_cov(low: float, high: float, cov_low: float, cov_high: float) -> Rule:
     """With fraction 1: every eligible token is dropped."""
 
     def rule(t: Token) -> Local:
-        local, (cov, _) = clipped(t.r, t, low, high, None), covariance(t)
-        free = not ((t.a > 0 and t.r > 1 + mp.mpf(high)) or (t.a < 0 and t.r < 1 - mp.mpf(low)))
-        margin = min(local.margin, distance(cov, mp.mpf(cov_low)), distance(cov, mp.mpf(cov_high)))
+        local, cov = clipped(t.r, t, low, high, None), covariances(t.batch)[t]
+        free = not ((t.a > 0 and t.r > 1 + Number(high)) or (t.a < 0 and t.r < 1 - Number(low)))
+        margin = min(local.margin, distance(cov, Number(cov_low)), distance(cov, Number(cov_high)))
         return local._replace(margin=margin) if not (free and cov_low < cov < cov_high) else Local(*ZERO, margin)
 
     return rule
 
 
-ZERO = (mp.mpf(0), (mp.mpf(0),))
+ZERO = (Number(0), (Number(0),))
 
 
 def kl_cov(fraction: float, coefficient: float) -> Rule:
     def rule(t: Token) -> Local:
-        cov, all_of = covariance(t)
-        falling = sorted(all_of, reverse=True)
+        falling = [*covariances(t.batch).values()]
         n = max(1, int(fraction * len(falling)))
-        gap = min(max(t.l - t.m, -LOG_RATIO_CAP), LOG_RATIO_CAP)
-        pull = mp.mpf(coefficient) * (cov >= falling[n - 1])
-        spread = max(map(abs, all_of)) or mp.one
-        margin = min([abs(falling[n - 1] - falling[n]) / spread] if n < len(falling) else [mp.inf])
+        gap = min(max(t.gap, -LOG_RATIO_CAP), LOG_RATIO_CAP)
+        pull = Number(coefficient) * (covariances(t.batch)[t] >= falling[n - 1])
+        spread = max(map(abs, falling)) or Number(1)
+        margin = min([abs(falling[n - 1] - falling[n]) / spread] if n < len(falling) else [Number("inf")])
         return Local(-t.r * t.a + pull * abs(gap), (-t.a * t.r, pull * sign(gap)), margin)
 
     return rule
@@ -579,7 +602,7 @@ def kl_cov(fraction: float, coefficient: float) -> Rule:
 
 def topr(positive: float = 1, negative: float = 1, over: str = "token") -> Rule:
     def rule(t: Token) -> Local:
-        factor = mp.mpf(positive) if t.score > 0 else negative * min(of_ratio(t, over), mp.one)
+        factor = Number(positive) if t.score > 0 else Number(negative) * min(of_ratio(t, over), Number(1))
         return Local(-t.a * factor * t.l, (-t.a * factor,), condition=roughness(t, over))
 
     return rule
@@ -596,47 +619,47 @@ def drpo_eff(
     mass: float = 1e-4,
     metric_clip: float | None = None,
 ) -> Rule:
-    low, high, beta, alpha, mass = (mp.mpf(v) for v in (low, high, beta, alpha, mass))
+    low, high, beta, alpha, mass = (Number(v) for v in (low, high, beta, alpha, mass))
 
     def within(x: Number, room: Number) -> Number:
-        return room * mp.tanh(beta * x / room)
+        return room * (1 - 2 / (exp(2 * beta * x / room) + 1))
 
     def effective(t: Token) -> tuple[Number, Number]:
         """e, and how ill-conditioned it is."""
-        x = min(t.l - t.m, mp.mpf(LOG_RATIO_CAP))
-        r = mp.exp(x)
+        x = min(t.gap, Number(LOG_RATIO_CAP))
+        r = exp(x)
         z = {
             "log_ratio": x,
             "ratio_delta": r - 1,
             "prob_diff": t.shift,
-            "bkl_grad": t.shift / max(-mp.expm1(t.l), mp.mpf("1e-8")),
-            "fisher": t.shift / mp.sqrt(-t.mu * mp.expm1(t.m) + mp.mpf("1e-8")),
+            "bkl_grad": t.shift / max(1 - t.pi, Number("1e-8")),
+            "fisher": t.shift / sqrt(t.mu * (1 - t.mu) + Number("1e-8")),
         }[metric]
         if metric_clip is not None:
-            z = max(min(z, mp.mpf(metric_clip)), -mp.mpf(metric_clip))
-        up, down = max(z, mp.mpf(0)), max(-z, mp.mpf(0))
+            z = max(min(z, Number(metric_clip)), -Number(metric_clip))
+        up, down = max(z, Number(0)), max(-z, Number(0))
         rough = 1 + beta * abs(z)
         if map == "none":
-            return r, mp.one
+            return r, Number(1)
         if map == "log_tanh":
-            fall = within(down, -mp.log(low)) if low else down
-            return mp.exp(within(up, mp.log(high)) - fall), 1 + abs(x)
+            fall = within(down, -log(low)) if low else down
+            return exp(within(up, log(high)) - fall), 1 + abs(x)
         if map == "tanh_bound":
             return 1 + within(up, high - 1) - within(down, 1 - low), rough
         if map == "sigmoid_bound":
             target = (1 - low) / (high - low)
-            return low + (high - low) / (1 + (1 / target - 1) * mp.exp(-beta * z)), rough
+            return low + (high - low) / (1 + (1 / target - 1) * exp(-beta * z)), rough
         e = {
             "clip": r,
             "power": r**alpha,
             "mass_power": r ** (t.mu / (t.mu + mass)),
-            "residual_sech": 1 + (r - 1) / mp.cosh(x / beta) ** 2,
+            "residual_sech": 1 + (r - 1) * 4 / (exp(x / beta) + exp(-x / beta)) ** 2,
         }[map]
         return min(max(e, low), high), 1 + abs(x) / beta
 
     def rule(t: Token) -> Local:
         e, condition = effective(t)
-        terms = (-t.a * e, abs(t.a) * t.mu * e * (e - 1) / mp.mpf(delta))
-        return Local(mp.fsum(terms) * t.l, terms, condition=condition)
+        terms = (-t.a * e, abs(t.a) * t.mu * e * (e - 1) / Number(delta))
+        return Local(sum(terms) * t.l, terms, condition=condition)
 
     return rule

@@ -213,7 +213,7 @@ def objective_of(text: str | None, field: str) -> Objective:
 
     Raises:
         InputError: no spec, an unknown objective, or an objective with a top-K divergence, statistics of the batch or
-            a proximal policy, or the reward of each answer, which no framework hands to its loss.
+            a proximal policy, a reference model or the reward of each answer, which no framework hands to its loss.
 
     Example:
         >>> objective_of("drpo(0.2)", "objective")
@@ -241,6 +241,11 @@ def objective_of(text: str | None, field: str) -> Objective:
         raise InputError(
             f"{field}={text!r} reads the reward of each answer, and this framework hands its loss advantages alone; "
             "use an objective of advantages, such as \"reinforce*weight('token', 1.0)\""
+        )
+    if "reference_logp" in objective.needs:
+        raise InputError(
+            f"{field}={text!r} reads the log-probabilities of a reference model, which this framework does not hand to "
+            "its loss here; use its own KL to a reference model beside an objective such as 'drpo(0.2)'"
         )
     if needed_divergence(objective.needs) is not None:
         raise InputError(

@@ -128,4 +128,4 @@ def _looked_through(folder: Path) -> tuple[dict[Path, Format], list[Path]]:
 def _by_number(path: Path) -> tuple[tuple[int, int | str], ...]:
     """Sorts step_10 after step_9."""
     parts = re.split(r"(\d+)", path.as_posix())
-    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in parts)
+    return tuple((0, int(p)) if p.isdecimal() else (1, p) for p in parts)

@@ -109,7 +109,7 @@ def converse(models: Sequence[ChatModel], lines: Iterable[str], screen: Screen, 
         config: how they answer.
 
     Raises:
-        InputError: a question cannot be answered, where nobody is there to ask another.
+        InputError: a question cannot be answered, or a command is unknown, where nobody is there to type another.
         KeyboardInterrupt: likewise.
     """
     dialogues, number = [model.opening for model in models], 0
@@ -118,6 +118,8 @@ def converse(models: Sequence[ChatModel], lines: Iterable[str], screen: Screen, 
             command = line.strip()
             if command == "/reset":
                 dialogues = [model.opening for model in models]
+            elif command != "/help" and not config.interactive:
+                raise InputError(f"chat: {_reply(command)}")
             screen.note(_reply(command))
             continue
         for i, model in enumerate(models):
@@ -130,7 +132,9 @@ def converse(models: Sequence[ChatModel], lines: Iterable[str], screen: Screen, 
 def _reply(command: str) -> str:
     if command == "/reset":
         return "a new conversation"
-    return HELP if command == "/help" else f"no such command: {one_line(command)}; /help lists them"
+    if command == "/help":
+        return HELP
+    return f"no such command: {one_line(command)}; /help lists them, and //text is a question that begins with /"
 
 
 def _answered(

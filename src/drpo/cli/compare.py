@@ -9,7 +9,7 @@ from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.methods import print_method
 from drpo.cli.output import attempt, writing_folder
 from drpo.cli.runs import reading
-from drpo.errors import InputError, one_line
+from drpo.errors import InputError, as_typed, one_line
 from drpo.files import write_text
 from drpo.lab.claims import PLAN, ClaimPlan, plan_of, read_plan
 from drpo.lab.compare import begun, models_of
@@ -200,5 +200,5 @@ def _report(folder: Path, status: int) -> int:
             console.print(one_line(f"failed: {trial.name}: {trial.reason}"), style="red", soft_wrap=True)
     if any(not c.over for c in comparison.trials):
         again = next(filter(None, (resume_flag(load_run(trial, trust_remote_code=False)) for trial in trials)), "")
-        console.print(f"go on with: drpo compare --resume {folder}{again}", soft_wrap=True)
+        console.print(f"go on with: drpo compare --resume {as_typed(folder)}{again}", soft_wrap=True)
     return status

@@ -10,7 +10,7 @@ import tyro
 from drpo.cli.folder import open_run
 from drpo.cli.options import flag, parse
 from drpo.cli.template_options import split_template
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model.precision import DTYPES
 from drpo.rewards import RewardConfig
 from drpo.train.config import MOST_COMPLETIONS, Run
@@ -102,12 +102,12 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     run = open_run(Path(name), trust_remote_code=False, needed=()) if of_rl else None
     if run is not None and not holds_final_model(Path(name), run.trainer.steps):
         raise InputError(
-            f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
-            "a model of its last checkpoint"
+            f"{name}: the run has not finished; `drpo train --resume {as_typed(name)}` goes on with it, and `drpo "
+            "export` makes a model of its last checkpoint"
         )
     default = EvalOptions() if run is None else _of_the_run(run)
     template, arguments = split_template(arguments)
-    options = replace(parse(EvalOptions, arguments, f"drpo eval {name}", default), template=template or None)
+    options = replace(parse(EvalOptions, arguments, f"drpo eval {as_typed(name)}", default), template=template or None)
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if any(getattr(options, name) != getattr(default, name) for name in OF_HARNESS):

@@ -21,7 +21,6 @@ from drpo.objectives import REGISTRY
 from drpo.rollout.turn_ends import stop_ids
 from drpo.spec import format_spec
 from drpo.terminal import Terminal
-from drpo.train.origin import START
 from drpo.train.records import CHECKPOINTS, is_run
 from drpo.train.stored import steps
 
@@ -86,8 +85,6 @@ def _checkpoint(run: Path, step: int) -> Path:
 def _base(run: Path, config: TrainedModel) -> str:
     """Return how others find the model that a run's updates began with: a hub id, or a folder of this machine."""
     name = config.model.name
-    if (run / START).is_dir() and config.model == config.first:
-        return str((run / START).resolve())
     folder = smollm2() if name == SMOLLM2 else Path(name)
     return str(folder.resolve()) if folder.is_dir() else name
 

@@ -9,7 +9,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from drpo.errors import InputError, counted, one_line
+from drpo.errors import InputError, as_typed, counted, one_line
 from drpo.terminal import Terminal
 
 CARD = "README.md"
@@ -93,7 +93,7 @@ def push(api: HfApi, repo: str, path: Path, public: bool, card: str) -> None:
     except (httpx2.HTTPError, OSError) as error:
         raise InputError(
             f"--push {repo}: the upload broke off: {one_line(error)[:200]}; {path} is complete, so upload it with "
-            f"`hf upload {repo} {path}`"
+            f"`hf upload {repo} {as_typed(path)}`"
         ) from None
     console.print(f"{url}{'' if public else ' (private, if it is new)'}")
 

@@ -12,8 +12,8 @@ from drpo.cli.commands.doctor import DoctorOptions
 from drpo.cli.commands.init import InitOptions
 from drpo.cli.commands.train import require_data
 from drpo.cli.doctor import doctor
-from drpo.cli.output import refusing
-from drpo.errors import InputError, nearest, printable
+from drpo.cli.output import refusing, require_file
+from drpo.errors import InputError, as_typed, nearest, printable
 from drpo.files import write_text
 from drpo.model import loading
 from drpo.model.names import require_there
@@ -40,6 +40,7 @@ def init(data: str | None, options: InitOptions) -> int:
         options: what is not asked.
     """
     transformers_logging.disable_progress_bar()
+    require_file("--out", options.out)  # before a hundred answers are sampled
     asks = not options.yes and sys.stdin.isatty()
     own, model = _asked(data, options) if asks else (_unasked(data, options), options.model)
     require_there(model)
@@ -62,7 +63,7 @@ def init(data: str | None, options: InitOptions) -> int:
     else:
         status = 0
         console.print(f"{own.path}: {task.counts}", soft_wrap=True)
-    console.print(f"next: drpo train {options.out}", soft_wrap=True)
+    console.print(f"next: drpo train {as_typed(options.out)}", soft_wrap=True)
     return status
 
 

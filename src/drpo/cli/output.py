@@ -7,7 +7,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from tempfile import TemporaryFile
 
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.files import is_stream
 
 log = logging.getLogger("drpo")
@@ -96,7 +96,7 @@ def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
     try:
         return write()
     except Exception as error:
-        log.warning("no %s (%s: %s); try: drpo report %s", what, type(error).__name__, error, folder)
+        log.warning("no %s (%s: %s); try: drpo report %s", what, type(error).__name__, error, as_typed(folder))
         return None
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drpo.errors import InputError
-from drpo.train.records import CONFIG, TRIALS, refuse_old_comparison
+from drpo.train.records import CONFIG, TRIALS, refuse_old_comparison, refuse_part
 
 
 def require_run(folder: Path) -> None:
@@ -17,6 +17,7 @@ def require_run(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no run there, no such folder; a run makes its own as it begins")
+    refuse_part(folder)
     refuse_old_comparison(folder, os.listdir(folder))
     begun = (folder / CONFIG).exists() or (folder / TRIALS).is_dir()
     if not begun and any(folder.iterdir()):

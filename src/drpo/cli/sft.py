@@ -15,7 +15,7 @@ from drpo.cli.output import attempt
 from drpo.cli.runs import reading
 from drpo.cli.template_options import read_template
 from drpo.cli.train import made_folder, new_folder, require_stall
-from drpo.errors import InputError, counted, nearest
+from drpo.errors import InputError, as_typed, counted, nearest
 from drpo.live.console import SFTConsole
 from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, is_elastic, process_group, select_device
@@ -58,7 +58,8 @@ def begin(data: str, options: SFTOptions, of_template: Mapping[str, Any]) -> int
         with made_folder("--out", folder, ranks):
             there = [name for name in (CONFIG, *FILES) if (folder / name).exists()]
             if there and not is_elastic():
-                raise InputError(f"--out {folder}: a run is there; `drpo sft --resume {folder}` goes on with it")
+                resume = f"drpo sft --resume {as_typed(folder)}"
+                raise InputError(f"--out {folder}: a run is there; `{resume}` goes on with it")
             ranks.barrier()  # before rank 0 writes to it
             return _run(config, folder, options, ranks)
 
@@ -199,7 +200,7 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report
     if report is not None:
         console.print(f"report       {report}", soft_wrap=True)
     if summary["finished"]:
-        again = f"drpo train RECIPE --model {folder}"
+        again = f"drpo train RECIPE --model {as_typed(folder)}"
         console.print(f"model        {folder / MODEL}\nRL from it   {again}", soft_wrap=True)
     else:
-        console.print(f"stopped early; go on with: drpo sft --resume {folder}", soft_wrap=True)
+        console.print(f"stopped early; go on with: drpo sft --resume {as_typed(folder)}", soft_wrap=True)

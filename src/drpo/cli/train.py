@@ -20,7 +20,7 @@ from drpo.cli.options import flag
 from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.cli.restart import restart
 from drpo.cli.runs import reading
-from drpo.errors import EngineError, InputError, counted, nearest
+from drpo.errors import EngineError, InputError, as_typed, counted, nearest
 from drpo.files import remove
 from drpo.live.console import RunConsole
 from drpo.live.track import TRACKERS, Tracked
@@ -133,13 +133,14 @@ def _require_steps(folder: Path, run: Run, changes: Mapping[str, Any]) -> None:
     if changes and folder.resolve().parent.name == TRIALS:
         raise InputError(f"{folder}: a comparison's trial keeps its settings; train its configuration by itself")
     if is_finished(folder) and not (folder / CHECKPOINTS).exists():
-        instead = f"drpo train --from {folder} begins a new run with its weights" if (folder / MODEL).exists() else ""
+        begin = f"drpo train --from {as_typed(folder)}"
+        instead = f"{begin} begins a new run with its weights" if (folder / MODEL).exists() else ""
         why = "done, without a checkpoint, as a comparison's trials are"
         raise InputError(f"{folder}: {why}; {instead or 'nothing to do'}")
     if "steps" in changes and steps < done:
         raise InputError(
             f"--steps {steps}: {counted(done, 'step')} are done; give more, or begin a new run with the weights of an "
-            f"earlier checkpoint: drpo train --from {folder / CHECKPOINTS}/step-N"
+            f"earlier checkpoint: drpo train --from {as_typed(folder / CHECKPOINTS)}/step-N"
         )
     if changes and "steps" not in changes and done >= steps:
         raise InputError(f"{folder}: all {counted(steps, 'step')} are done, so nothing would change; add --steps")
@@ -167,7 +168,7 @@ def _require_free(folder: Path, run: Run) -> None:
     same = stored == to_json(run)
     begun = set(done) - {WARM_UP, TIMING, EVALUATIONS} if same else done
     if begun and not (is_elastic() and same):
-        raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
+        raise InputError(f"--out {folder}: a run is there; `drpo train --resume {as_typed(folder)}` goes on with it")
 
 
 def _holds(path: Path) -> bool:
@@ -218,7 +219,8 @@ def _restarting(folder: Path, again: Callable[[str], None]) -> Iterator[None]:
         yield
     except EngineError as error:
         again(str(error))
-        raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
+        resume = f"drpo train --resume {as_typed(folder)}"
+        raise EngineError(f"{error}; `{resume}` goes on from the last checkpoint") from error
 
 
 def _build_after_warm_up(
@@ -308,7 +310,7 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report
     if summary["finished"]:
         console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True)
     else:
-        console.print(f"stopped early; go on with: drpo train --resume {folder}{again}", soft_wrap=True)
+        console.print(f"stopped early; go on with: drpo train --resume {as_typed(folder)}{again}", soft_wrap=True)
 
 
 def _resume_flags(run: Run, options: TrainOptions) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.cli.folder import open_run
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model import loading
 from drpo.model.nf4 import hold_base_
 from drpo.model.policy import Policy
@@ -15,11 +15,10 @@ from drpo.spec import runs_code
 from drpo.train import checkpoint, stored
 from drpo.train.config import ModelConfig, Run
 from drpo.train.config.sft import load_sft
-from drpo.train.origin import START
 from drpo.train.records import CHECKPOINTS, CONFIG, MODEL, is_run, is_sft
 from drpo.train.setup import load_model
 from drpo.train.verify import holds_final_model
-from drpo.train.warm_up import started
+from drpo.train.warm_up import placed, started
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class TrainedModel:
 
     Args:
         model: that its updates begin with: of the configuration, or the one that its warm-up fine-tuned.
-        first: of the configuration.
+        first: of the configuration; where another run's weights are it, in this run's folder.
         stop: tokens that end a turn, as named there; empty for the model's own.
         temperature: of the trained distribution.
         steps: that the run has in all.
@@ -58,7 +57,7 @@ def trained_model(run: Path, trust_remote_code: bool) -> TrainedModel:
         config = open_run(run, trust_remote_code, needed=("model",))
         return TrainedModel(
             started(config, run).model,
-            config.model,
+            placed(config, run).model,
             config.rollout.stop,
             config.rollout.sampling.temperature,
             config.trainer.steps,
@@ -127,8 +126,6 @@ def untrained(
     """
     config = trained_model(run, trust_remote_code)
     chosen = config.model if warm else config.first
-    if (run / START).is_dir() and not (warm and chosen != config.first):
-        return loading.load(str(run / START))  # where it is now; the configuration has the path that it was trained in
     model, tokenizer = load_model(chosen, config.stop)
     if chosen.base_precision == "fp32":
         return model, tokenizer
@@ -152,7 +149,8 @@ def weights_of(run: Path, step: int, option: str) -> tuple[Path, int]:
         return run / MODEL, steps
     if not there and not final:
         command = "drpo sft" if is_sft(run) else "drpo train"
-        raise InputError(f"{run}: there is no checkpoint yet; `{command} --resume {run}` goes on with the run")
+        resume = f"{command} --resume {as_typed(run)}"
+        raise InputError(f"{run}: there is no checkpoint yet; `{resume}` goes on with the run")
     if step and step not in there:
         known = ", ".join(map(str, sorted({*there, *([steps] if final else [])})))
         raise InputError(f"{option}: {run} has no weights of that step, only those after step {known}")

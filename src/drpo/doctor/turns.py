@@ -86,7 +86,7 @@ class _Row:
         if not torch.equal(prompt[: len(self._read)], self._read):
             return "its prompt does not begin with the prompt and the turn before"
         if not torch.equal(self._ids[:start], prompt):
-            return "it is trained behind other ids than the engine read: a turn was encoded again"
+            return "it is trained after other ids than the engine read: a turn was encoded again"
         if not torch.equal(self._ids[start:end], ids):
             return "the ids that are trained are not those that were sampled"
         if bool(self._left[:start].any()):

@@ -30,6 +30,7 @@ PLAN = "claims.toml"
 END, AREA, COLLAPSE = "end", "area", "collapse"
 EACH, ALL = "each", "all"
 BARNARD = "barnard"
+_ROUNDING = 1e-9
 _CHOICES = {
     "endpoint": (END, AREA, COLLAPSE),
     "regimes": (EACH, ALL),
@@ -89,6 +90,8 @@ class ClaimPlan:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}={value}: must be above 0, in the unit of the score, such as 0.05")
+        if self.collapse_below is not None and not math.isfinite(self.collapse_below):
+            raise InputError(f"collapse_below={self.collapse_below}: must be a finite score, such as 0.1")
         if self.correction != "holm" and (len(self.seeds) > 1 or self.margin is not None):
             raise InputError(f"correction={self.correction!r}: with several looks, or a margin, must be holm")
         self._require_test()
@@ -385,8 +388,13 @@ def differences(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> Array:
             return float(collapsed)
         return math.nan if collapsed else final(trial) if plan.endpoint == END else area(trial)
 
-    rows = [[value(a[s]) - value(b[s]) if s in a and s in b else math.nan for s in seeds] for a, b in pairs]
+    rows = [[_apart(value(a[s]), value(b[s])) if s in a and s in b else math.nan for s in seeds] for a, b in pairs]
     return np.array(rows, dtype=float).reshape(len(pairs), len(seeds))
+
+
+def _apart(a: float, b: float) -> float:
+    """Return a - b; 0 where they are equal up to rounding, which any test would find in every seed."""
+    return 0.0 if math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=_ROUNDING) else a - b
 
 
 def _interval(plan: ClaimPlan, apart: Array, level: float) -> Interval:

@@ -78,6 +78,9 @@ def halved(variants: Sequence[Variant], comparison: Comparison, seeds: Sequence[
         variants: with their rates so far.
         comparison: the tuning trials, those of this round finished.
         seeds: of this round.
+
+    Raises:
+        InputError: a rate has fewer results than another of the same objective.
     """
     kept = []
     for variant in variants:
@@ -85,5 +88,8 @@ def halved(variants: Sequence[Variant], comparison: Comparison, seeds: Sequence[
         here = [t for t in comparison.trials if t.objective == name and t.seed in seeds and t.over]
         scores = {r: [final(t) for t in here if t.learning_rate == r] for r in variant.learning_rates}
         several = len(variant.learning_rates) > 1
+        if several and (not all(scores.values()) or len(set(map(len, scores.values()))) > 1):
+            found = ", ".join(f"{rate:g}: {len(of)}" for rate, of in scores.items())
+            raise InputError(f"--tuning-seeds: {name} has not one result of each rate for each seed ({found})")
         kept.append(replace(variant, learning_rates=better_half(scores)) if several else variant)
     return kept

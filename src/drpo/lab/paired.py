@@ -156,7 +156,8 @@ def sign_flip_test(parts: Blocks, shift: float = 0.0, alternative: Alternative =
 
     Source: R. A. Fisher, The Design of Experiments (1935), section 21; `scipy.stats.permutation_test`.
     """
-    values = parts.sums - shift * parts.weights
+    paired = (parts.weights > 0).reshape(-1, parts.weights.shape[-1]).any(0)
+    values = (parts.sums - shift * parts.weights)[..., paired]
     if values.shape[-1] < 2:
         return np.ones(values.shape[:-1])
     return np.asarray(

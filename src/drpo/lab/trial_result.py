@@ -1,6 +1,7 @@
 """Trial results, read from the folders of runs; and a whole comparison as one small JSON file."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,9 @@ class Trial:
         reason: why it did not finish, or a warning that it learnt little or nothing; else None.
         series: name of `SERIES` -> its value at every step done, None if a step has none.
         evaluations: (steps done, held-out mean reward) pairs.
+
+    Raises:
+        InputError: a score that is not finite, or a finished trial without any.
     """
 
     name: str
@@ -70,6 +74,15 @@ class Trial:
     reason: str | None
     series: Mapping[str, tuple[float | None, ...]]
     evaluations: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        rewards = [x for x in self.series["reward_mean"] if x is not None]
+        scores = [*rewards, *(mean for _, mean in self.evaluations)]
+        for score in scores:
+            if not isinstance(score, int | float) or not math.isfinite(score):
+                raise InputError(f"{self.name}: a score is {score!r}; it must be a finite number")
+        if self.status == FINISHED and not scores:
+            raise InputError(f"{self.name}: finished, but there is no training reward and no evaluation of it")
 
     @property
     def objective(self) -> str:

@@ -32,7 +32,7 @@ class Critic:
         self.limit = sequence_limit(model)
         self.max_positions: int | None = None
         self.shares_prompts = enable_packed_attention(model)
-        model.set_output_embeddings(None)
+        model.set_output_embeddings(nn.Identity())  # not None: `decoder_of` looks within a part that has a head
         width = model.get_input_embeddings().weight.shape[1]
         self.head = nn.Linear(width, 1, device=model.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)

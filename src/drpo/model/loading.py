@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,14 @@ def _source(name: str) -> str:
         return name
     folder = external.locate(Path(name))
     if folder != Path(name):
-        log.info("model of %s: %s", name, folder.relative_to(name))
+        _say_where(name, folder)
     return str(folder)
+
+
+@cache
+def _say_where(name: str, folder: Path) -> None:
+    """Log in which folder inside another the model is; once, although tokenizer, size and weights are each read."""
+    log.info("model=%r: read from %s", name, folder)
 
 
 def _to_be_fetched(source: str) -> bool:

@@ -183,6 +183,7 @@ class Policy:
             micro.place,
             micro.proximal_logp,
             micro.score,
+            micro.reference_logp,
         )
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 

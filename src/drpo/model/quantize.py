@@ -372,9 +372,13 @@ def _linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
 
 
 def stacked_experts(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield a mixture's stacked weights [E, out, in]: the module's name, the module, the parameter's name in it."""
+    """Yield a mixture's stacked weights [E, out, in]: the module's name, the module, the parameter's name in it.
+
+    Encoders of images beside the decoder hold tables of the same rank, and are left out.
+    """
+    inside = set(decoder_of(model).modules())
     for name, module in model.named_modules():
-        if not isinstance(module, nn.modules.conv._ConvNd):
+        if module in inside and not isinstance(module, nn.modules.conv._ConvNd):
             for field, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3:
                     yield name, module, field

@@ -24,6 +24,7 @@ from drpo.objectives.contract import (
 )
 from drpo.objectives.cppo import CPPO
 from drpo.objectives.diagnosis import diagnose
+from drpo.objectives.distillation import RefKL
 from drpo.objectives.divergence import DEFAULT_K, TOPK, needed_divergence, topk_kl, topk_tv
 from drpo.objectives.effective import DRPOEff
 from drpo.objectives.factors import OPSM, Band, BinaryKL, Factor, ImportanceWeight, Reject
@@ -66,6 +67,7 @@ REGISTRY: Registry[Objective] = Registry(
         "clip_cov": ClipCov,
         "kl_cov": KLCov,
         "k2": K2,
+        "ref_kl": RefKL,
         "topr": TOPR,
         "drpo_eff": DRPOEff,
         # Factors, written behind an objective: none*band(0.5, 5.0)
@@ -137,6 +139,7 @@ __all__ = [
     "PPOClip",
     "Product",
     "Proximal",
+    "RefKL",
     "Reinforce",
     "Reject",
     "SecondMoment",

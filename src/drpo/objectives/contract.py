@@ -28,8 +28,8 @@ class Objective(Protocol):
             call. For an objective that reads statistics of the batch: once these are given, see `HasBatch`.
         needs: what it reads besides: the divergence, from `divergence.TOPK`, that `Tokens.divergence` must hold;
             "position", the order of a sequence's tokens; "proximal_logp", the policy's own log-probabilities before the
-            updates of the rollout; "score", the reward of the token's episode; "batch", statistics of the whole
-            optimiser batch.
+            updates of the rollout; "score", the reward of the token's episode; "reference_logp", a reference model's
+            log-probabilities; "batch", statistics of the whole optimiser batch.
         vanishes_at_zero_advantage: optional bool; True promises that a token with A = 0 has no gradient.
         out_of_region: optional method; see `HasRegion`.
     """
@@ -121,6 +121,7 @@ def masked_safe(tokens: Tokens) -> Tokens:
         position=tokens.position,
         proximal_logp=None if tokens.proximal_logp is None else clean(tokens.proximal_logp),
         score=None if tokens.score is None else clean(tokens.score),
+        reference_logp=None if tokens.reference_logp is None else clean(tokens.reference_logp),
     )
 
 
@@ -352,5 +353,5 @@ def _without_advantage(with_divergence: bool) -> Tokens:
     divergence = torch.tensor([0.0, 1e-4, 0.01, 0.1, 0.3, 1.0, 3.0, 1e3])[each % 8] if with_divergence else None
     keep = torch.ones(n, dtype=torch.bool)
     sequence = torch.where(each < n // 2, each, n)
-    more = {"proximal_logp": behavior_logp.roll(7), "score": each % 3 - 1.0}
+    more = {"proximal_logp": behavior_logp.roll(7), "score": each % 3 - 1.0, "reference_logp": logp.roll(5)}
     return Tokens(logp, behavior_logp, torch.zeros(n), keep, sequence, divergence, **more)

@@ -21,20 +21,22 @@ QUANTILE = 0.9
 class CPPO:
     """DPPO's Binary-TV mask with weights that fall along the sequence, and a budget for its prefix.
 
-        loss = -r A M     w = M
+        loss = -r A M     w = M;   with max_ratio = c: loss = -A min(r, c) M, w = M min(r, c) / r
         M    = 1 iff A (r - 1) <= 0 or w_t |pi - mu| <= c_t
         w_t  = 1 - (1 - w_min) (t - 1) / (T - 1)
         c_t  = min(delta, delta + B sum_{j<t} w_j - sum_{j<t} w_j |D_j|)
         B    = clip(the 90 % quantile of |D| over the sequence, delta_b, 2 delta_b)
 
     Early tokens have less room, since all later ones depend on them. A token that moves back is kept, but spends
-    budget. Positions count the sequence's kept tokens. With w_min = 1 and a large delta_b it is DPPO without a cap.
+    budget, and so does one of A = 0. Positions count the sequence's kept tokens. With w_min = 1 and a large delta_b it
+    is DPPO without a cap.
 
     Args:
         delta: threshold of one token, > 0, in units of probability.
         w_min: weight of the last token, in (0, 1].
         delta_b: least budget per token, > 0.
         horizon: T of w_t, >= 1; None: the sequence's own length. verl's open pull request has the padded width.
+        max_ratio: c, > 0, or None for no cap; 20 in that pull request.
 
     Returns:
         On a call: TokenLoss with loss [T].
@@ -44,7 +46,7 @@ class CPPO:
 
     Example:
         >>> CPPO()
-        CPPO(delta=0.2, w_min=0.8, delta_b=0.02, horizon=None)
+        CPPO(delta=0.2, w_min=0.8, delta_b=0.02, horizon=None, max_ratio=None)
 
     Source: arXiv 2606.10968, Eq. 8 to 11 and 22, with Binary-TV; UniRL, `unirl/algorithms/cppo.py`. The paper's
     headline runs measure top-20 TV.
@@ -54,6 +56,7 @@ class CPPO:
     w_min: float = 0.8
     delta_b: float = 0.02
     horizon: int | None = None
+    max_ratio: float | None = None
     tokenwise: ClassVar[bool] = False
     vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"position"})
@@ -66,11 +69,14 @@ class CPPO:
         whole = isinstance(self.horizon, int) and not isinstance(self.horizon, bool)
         if self.horizon is not None and not (whole and self.horizon >= 1):
             raise InputError(f"horizon={self.horizon!r} must be a whole number >= 1, or None")
+        if self.max_ratio is not None:
+            require("max_ratio", self.max_ratio, above=0)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         _, _, advantage = wide(tokens)
         inward = advantage * prob_diff(tokens, power=1.0) <= 0
-        return masked_surrogate(tokens, inward | ~self.out_of_region(tokens))
+        most = torch.inf if self.max_ratio is None else self.max_ratio
+        return masked_surrogate(tokens, inward | ~self.out_of_region(tokens), most)
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: w_t |pi - mu| > c_t."""

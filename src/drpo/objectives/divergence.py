@@ -104,7 +104,7 @@ TOPK: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"topk_tv": topk_tv, "t
 """The divergences that an objective's `needs` may name: (logp, behavior_logp) [T, K] -> [T]."""
 
 
-COLUMNS = ("position", "batch", "proximal_logp", "score")
+COLUMNS = ("position", "batch", "proximal_logp", "score", "reference_logp")
 """What else `needs` may name: see `contract.Objective`."""
 
 

@@ -260,7 +260,7 @@ class OPSM:
 class ImportanceWeight:
     """A truncated or masked importance weight, for an objective without a ratio of its own: `reinforce*weight(...)`.
 
-        W = min(x, cap)             truncated (TIS)
+        W = clip(x, floor, cap)     truncated (TIS)
         W = x [low <= x <= high]    masked (MIS), and both together
 
     with x = r, R = prod_i r or G = R^(1/n_i).
@@ -272,13 +272,14 @@ class ImportanceWeight:
         high: > low, or None; x above it is rejected.
         normalize: divide by the mean of W over the optimiser batch, before any rejection: over its kept tokens, or over
             its sequences where W is a sequence's.
+        floor: in [0, cap]; smaller x count as this, where they are not rejected (slime's tis_clip_low).
 
     Raises:
         InputError: a parameter out of its range, or neither a cap nor a bound above.
 
     Example:
         >>> ImportanceWeight("sequence", cap=2.0)
-        ImportanceWeight(over='sequence', cap=2.0, low=0.0, high=None, normalize=False)
+        ImportanceWeight(over='sequence', cap=2.0, low=0.0, high=None, normalize=False, floor=0.0)
 
     Source: verl's rollout correction (`rollout_is`); truncation: Ionides 2008.
     """
@@ -288,6 +289,7 @@ class ImportanceWeight:
     low: float = 0.0
     high: float | None = None
     normalize: bool = False
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         require_one_of("over", self.over, RATIOS)
@@ -297,6 +299,7 @@ class ImportanceWeight:
                 require(name, bound, above=above)
         if self.cap is None and self.high is None:
             raise InputError("cap=None: an importance weight needs a cap or a bound above; set cap=2.0 or high=5.0")
+        require("floor", self.floor, above=0, below=torch.inf if self.cap is None else self.cap, closed=True)
 
     @property
     def tokenwise(self) -> bool:
@@ -330,7 +333,8 @@ class ImportanceWeight:
     def _weight(self, tokens: Tokens) -> Tensor:
         x = log_of_ratio(tokens, self.over).clamp(max=MAX_LOG_RATIO).exp()
         outside = self.out_of_region(tokens)
-        kept = x if outside is None else torch.where(outside, 0, x)
+        floored = x.clamp(min=self.floor)
+        kept = floored if outside is None else torch.where(outside, 0, floored)
         return kept if self.cap is None else kept.clamp(max=self.cap)
 
 

@@ -102,9 +102,8 @@ def _tokens(mu: Tensor, pi: Tensor, divergence: Tensor | None = None) -> Tokens:
     """Return tokens with these probabilities, each a sequence by itself."""
     n = torch.arange(len(mu))
     keep = torch.ones_like(n, dtype=torch.bool)
-    return Tokens(
-        pi.log(), mu.log(), torch.ones_like(mu), keep, n, divergence, proximal_logp=mu.log(), score=torch.ones_like(mu)
-    )
+    one, given = torch.ones_like(mu), {"proximal_logp": mu.log(), "reference_logp": mu.log()}
+    return Tokens(pi.log(), mu.log(), one, keep, n, divergence, score=one, **given)
 
 
 def radii(objective: Objective) -> tuple[float, float] | None:

@@ -296,9 +296,10 @@ class ClipCov:
         dropped: `fraction` of the batch's N kept tokens, among those that the clip does not bind and whose
                  cov_low < cov < cov_high, cov = (A - mean A) (l - mean l) over the batch
 
-    Each eligible token is dropped with probability fraction N / their number, so `fraction` holds in the mean. The
-    random number is a hash of the token's own l, m and A. It is another after each update, and the same however the
-    batch is split, as far as l is: where l is rounded otherwise, another token may be dropped.
+    Each eligible token is dropped with probability fraction N / their number, so `fraction` holds in the mean; where
+    fraction N is below 1, one token is dropped in the mean. The random number is a hash of the token's own l, m and A.
+    It is another after each update, and the same however the batch is split, as far as l is: where l is rounded
+    otherwise, another token may be dropped.
 
     Args:
         low: in [0, 1].

@@ -186,6 +186,7 @@ class _Tokenwise(NamedTuple):
             position=None if self.sampled.position is None else self.sampled.position[part],
             proximal_logp=None if self.sampled.proximal_logp is None else self.sampled.proximal_logp[part],
             score=None if self.sampled.score is None else self.sampled.score[part],
+            reference_logp=None if self.sampled.reference_logp is None else self.sampled.reference_logp[part],
         )
 
 

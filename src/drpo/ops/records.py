@@ -28,6 +28,7 @@ class SampledTokens:
         position: [T] int64; sorts the tokens of one sequence, as of `Tokens`. None: they are in order.
         proximal_logp: [T] float32, nats, as of `Tokens`, or None.
         score: [T] float32, reward units, as of `Tokens`, or None.
+        reference_logp: [T] float32, nats, as of `Tokens`, or None.
 
     Raises:
         InputError: a column of another shape, dtype or device; or, on the CPU, an impossible value at a token that is
@@ -50,6 +51,7 @@ class SampledTokens:
     position: Tensor | None = None
     proximal_logp: Tensor | None = None
     score: Tensor | None = None
+    reference_logp: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Tensor):
@@ -57,7 +59,7 @@ class SampledTokens:
         like = ("target", self.target)
         require_columns("tokens.", {"keep": self.keep, "weight": self.weight}, like, self.keep)
         columns = {name: getattr(self, name) for name in ("behavior_logp", "advantage", "sequence")}
-        given = {"position": self.position, "proximal_logp": self.proximal_logp, "score": self.score}
+        given = {name: getattr(self, name) for name in ("position", "proximal_logp", "score", "reference_logp")}
         columns |= {name: values for name, values in given.items() if values is not None}
         require_columns("tokens.", columns, like, self.trained)
         if self.top_logprobs is not None:
@@ -71,7 +73,7 @@ class SampledTokens:
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         given = (self.behavior_logp, self.advantage, self.keep, self.sequence)
-        return Tokens(logp, *given, divergence, self.position, self.proximal_logp, self.score)
+        return Tokens(logp, *given, divergence, self.position, self.proximal_logp, self.score, self.reference_logp)
 
     def at(self, chosen: Tensor) -> "SampledTokens":
         """Return the tokens where `chosen` [T] is True."""

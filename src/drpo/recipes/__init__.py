@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, as_typed, nearest
 from drpo.spec import import_named
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def require_recipe(name: str) -> None:
         _require_python(Path(name))
     elif name not in RECIPES:
         files = [f"{name}.py"] if Path(f"{name}.py").is_file() else []
-        hint = f"; for data write: drpo train --data {name}" if name.endswith(DATA) else nearest(name, files or RECIPES)
+        on_data = f"; for data write: drpo train --data {as_typed(name)}"
+        hint = on_data if name.endswith(DATA) else nearest(name, files or RECIPES)
         raise InputError(f"unknown recipe {name!r}{hint}")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drpo.errors import one_line
+from drpo.errors import as_typed, one_line
 from drpo.train.config import Run
 
 _TEXT = '''"""What `drpo init` wrote for {path}. Change what you like, then: drpo train {file}
@@ -70,7 +70,7 @@ def recipe_text(run: Run, file: str) -> str:
     path, shown = (one_line(name).replace("\\", "/").replace('"', "'") for name in (task.path, file))
     return _TEXT.format(
         path=path,
-        file=shown,
+        file=as_typed(shown),
         source=task.path,
         prompt=task.prompt,
         answer=task.answer,

@@ -52,9 +52,8 @@ def autopsy_page(
         n_all: how many rollouts the dump has.
         objective: that is asked about the tokens.
     """
-    found = [c for of_step in records.values() for c in of_one_step(of_step, objective)]
-    completions = [replace(c, state="unknown") if c.state == "skipped" else c for c in found]
-    rollouts = Rollouts(tuple(completions), n_all)
+    found = Rollouts.cat([of_one_step(of_step, objective) for of_step in records.values()], n_all)
+    rollouts = replace(found, states=["unknown" if state == "skipped" else state for state in found.states])
     told = caution(objective)
     return Page(
         kind="report",

@@ -1,15 +1,15 @@
 """The rollouts of a run as the page's browser reads them: a table of completions and columns of tokens."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from operator import attrgetter
+from itertools import pairwise, starmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drpo.report.conversation import remarks, utterances
-from drpo.report.token_statistics import Rollouts, Sampled
+from drpo.report.token_statistics import Rollouts
 from drpo.report.vocabulary import Piece
 
 Places = NDArray[np.uint32]
@@ -18,7 +18,7 @@ _PLAIN = ("step", "sample", "reward", "failure", "finish_reason", "version", "up
 
 def vocabulary(rollouts: Rollouts) -> NDArray[np.int64]:
     """Return the token ids that occur, the most frequent first: their places are what the columns hold."""
-    ids, counts = np.unique(_all(rollouts.completions, lambda c: c.token_ids, np.int64), return_counts=True)
+    ids, counts = np.unique(rollouts.token_ids, return_counts=True)
     ordered: NDArray[np.int64] = ids[np.argsort(-counts, kind="stable")]
     return ordered
 
@@ -37,22 +37,27 @@ def table(rollouts: Rollouts, ids: NDArray[np.int64], pieces: Sequence[Piece] | 
         completion were trained; "conversation": of an episode in an environment; the record's other fields; "pieces",
         "special" and "ids" of the vocabulary.
     """
-    records = [c.record for c in rollouts.completions]
-    questions = {(r["prompt"], r["answer"]): None for r in records}
-    place = {question: i for i, question in enumerate(questions)}
+    fields, nothing = rollouts.fields, [None] * len(rollouts)
+    asked = [*zip(fields["prompt"], fields["answer"], strict=True)]
+    place = {question: i for i, question in enumerate(dict.fromkeys(asked))}
     texts = None if pieces is None else ["" if p.special else p.text for p in pieces]
     known = None if texts is None else dict(zip(ids.tolist(), texts, strict=True))
+    spans = list(starmap(slice, pairwise(rollouts.ends().tolist())))
+    in_environment = [messages is not None for messages in fields.get("messages", nothing)]
     return {
-        **{name: [r.get(name) for r in records] for name in _PLAIN},
-        "questions": [list(q) for q in questions],
-        "question": [place[r["prompt"], r["answer"]] for r in records],
-        "state": [c.state for c in rollouts.completions],
-        "gaps": [_gaps(c) for c in rollouts.completions],
+        **{name: fields.get(name, nothing) for name in _PLAIN},
+        "questions": [list(question) for question in place],
+        "question": [place[question] for question in asked],
+        "state": rollouts.states,
+        "gaps": [_gaps(rollouts.trained[span]) for span in spans],
         "text": [
-            None if "messages" in c.record else _unsaid(c.record["text"], c.token_ids, known)
-            for c in rollouts.completions
+            None if talks else _unsaid(text, rollouts.token_ids[span], known)
+            for talks, text, span in zip(in_environment, fields["text"], spans, strict=True)
         ],
-        "conversation": [_conversation(c, known) for c in rollouts.completions],
+        "conversation": [
+            _conversation(rollouts.record(i), rollouts.lengths[i], rollouts.token_ids[span], known) if talks else None
+            for i, (talks, span) in enumerate(zip(in_environment, spans, strict=True))
+        ],
         "ids": ids.tolist(),
         "pieces": None if pieces is None else [p.text for p in pieces],
         "special": [] if pieces is None else [i for i, p in enumerate(pieces) if p.special],
@@ -65,27 +70,27 @@ def _unsaid(text: str, ids: NDArray[np.int64], known: Mapping[int, str] | None) 
     return None if known is not None and text == "".join([known[i] for i in ids.tolist()]) else text
 
 
-def _gaps(completion: Sampled) -> list[list[int]] | None:
-    if completion.statistics is None or completion.trained.all():
+def _gaps(trained: NDArray[np.bool_]) -> list[list[int]] | None:
+    """Return the spans of a completion's tokens that were not trained; None where all were, or none."""
+    if trained.all() or not trained.any():
         return None
-    edges = np.flatnonzero(np.diff(np.pad((~completion.trained).astype(np.int8), 1)))
+    edges = np.flatnonzero(np.diff(np.pad((~trained).astype(np.int8), 1)))
     spans: list[list[int]] = edges.reshape(-1, 2).tolist()
     return spans
 
 
-def _conversation(completion: Sampled, known: Mapping[int, str] | None) -> dict[str, Any] | None:
-    """The messages of an episode, its turns and what is to be said of it; None where it was in no environment."""
-    record = completion.record
-    if "messages" not in record:
-        return None
+def _conversation(
+    record: Mapping[str, Any], lengths: Sequence[int], ids: NDArray[np.int64], known: Mapping[int, str] | None
+) -> dict[str, Any]:
+    """The messages of an episode in an environment, its turns and what is to be said of it."""
     turns = record.get("turns", [])
-    parts = np.split(completion.token_ids, np.cumsum(turns)[:-1]) if turns else []
-    said = [asdict(u) for u in utterances(record, completion.lengths)]
+    parts = np.split(ids, np.cumsum(turns)[:-1]) if turns else []
+    said = [asdict(u) for u in utterances(record, lengths)]
     for one in said:
         if one["turn"] is not None:
             one["text"] = _unsaid(one["text"], parts[one["turn"]], known)
     failed = bool((record.get("played") or {}).get("failure"))
-    return {"messages": said, "turns": turns, "remarks": remarks(record, completion.lengths), "failed": failed}
+    return {"messages": said, "turns": turns, "remarks": remarks(record, lengths), "failed": failed}
 
 
 def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> tuple[dict[str, Places], dict[str, list[float]]]:
@@ -98,21 +103,19 @@ def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> tuple[dict[str, Place
         rollouts: of a run.
         ids: from `vocabulary`.
     """
-    order = np.argsort(ids, kind="stable")
-    token = order[np.searchsorted(ids[order], _all(rollouts.completions, lambda c: c.token_ids, np.int64))]
-    trained = list(rollouts.trained())
-    told = {"mu": three_digits(_all(rollouts.completions, lambda c: c.mu, np.float64))}
+    order, seen, n_trained = np.argsort(ids, kind="stable"), rollouts.statistics, rollouts.n_trained()
+    told = {"mu": three_digits(rollouts.mu)}
     for name in ("pi", "ratio", "prob_diff", "weight"):
-        told[name] = three_digits(_all([seen for _, seen in trained], attrgetter(name), np.float64))
-    advantage = _all([seen for _, seen in trained], attrgetter("advantage"), np.float64)
-    first = np.repeat([seen.advantage[0] for _, seen in trained], [len(seen.advantage) for _, seen in trained])
-    if (advantage != first).any():
-        told["advantage"] = three_digits(advantage)
+        told[name] = three_digits(getattr(seen, name).astype(np.float64))
+    some = n_trained > 0
+    first = np.repeat(seen.advantage[(np.cumsum(n_trained) - n_trained)[some]], n_trained[some])
+    if (seen.advantage != first).any():
+        told["advantage"] = three_digits(seen.advantage.astype(np.float64))
     places = {
-        "length": np.array([len(c.token_ids) for c in rollouts.completions], dtype=np.uint32),
-        "n_trained": np.array([c.trained.sum() for c in rollouts.completions], dtype=np.uint32),
-        "token": token.astype(np.uint32),
-        "out_of_region": _all(trained, lambda cs: cs[1].out_of_region, np.uint32),
+        "length": np.diff(rollouts.ends()).astype(np.uint32),
+        "n_trained": n_trained.astype(np.uint32),
+        "token": order[np.searchsorted(ids[order], rollouts.token_ids)].astype(np.uint32),
+        "out_of_region": seen.out_of_region.astype(np.uint32),
     }
     return places | {name: at for name, (_, at) in told.items()}, {name: values for name, (values, _) in told.items()}
 
@@ -142,8 +145,3 @@ def three_digits(values: NDArray[np.float64]) -> tuple[list[float], Places]:
     decimals, place = np.unique((at[1] - 1000) * units[at[0]], return_inverse=True)
     table[at] = place
     return [float(f"{x:.3g}") for x in decimals], table[row, digits + 1000]
-
-
-def _all(items: Sequence[Any], column: Callable[[Any], NDArray[Any]], dtype: type) -> NDArray[Any]:
-    """One column of all items, end to end."""
-    return np.concatenate([np.empty(0, dtype), *map(column, items)], dtype=dtype)

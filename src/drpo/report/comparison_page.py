@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from drpo.errors import as_typed
 from drpo.lab.claims import plan_of
 from drpo.lab.trial_result import Comparison, Trial
 from drpo.report.comparison_data import (
@@ -145,4 +146,5 @@ def trial_page(folder: Path, trial: Trial, start: Path) -> str:
     if (own / REPORT).is_file():
         link = quote(Path(os.path.relpath(own / REPORT, start)).as_posix())
         return Markup('<a href="{}">open</a>').format(link)
-    return Markup("<code>{}</code>").format(f"drpo report {TRIALS}/{trial.name}") if own.is_dir() else "\u2013"
+    report = f"drpo report {as_typed(f'{TRIALS}/{trial.name}')}"
+    return Markup("<code>{}</code>").format(report) if own.is_dir() else "\u2013"

@@ -141,10 +141,8 @@ def boundary_traces(objective: Objective) -> Iterator[dict[str, Any]]:
 
 def trained_columns(rollouts: Rollouts) -> Mapping[str, NDArray[Any]]:
     """Return all trained tokens of a run, [N] each: mu, pi, weight, advantage."""
-    trained = list(rollouts.trained())
-    columns = {name: [getattr(s, name) for _, s in trained] for name in ("pi", "weight", "advantage")}
-    columns["mu"] = [c.mu[c.trained] for c, _ in trained]
-    return {name: np.concatenate([np.empty(0), *parts]) for name, parts in columns.items()}
+    seen = rollouts.statistics
+    return {"mu": rollouts.mu[rollouts.trained], "pi": seen.pi, "weight": seen.weight, "advantage": seen.advantage}
 
 
 def histogram_plot(rollouts: Rollouts) -> Plot | None:
@@ -153,7 +151,7 @@ def histogram_plot(rollouts: Rollouts) -> Plot | None:
     The outermost bins also count what lies beyond them.
     """
     columns = trained_columns(rollouts)
-    weight, advantage = columns["weight"], columns["advantage"]
+    weight, advantage = columns["weight"].astype(np.float64), columns["advantage"]
     if len(weight) == 0:
         return None
     edges = bin_edges(weight)

@@ -7,16 +7,17 @@ no other, and refuses every request.
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from drpo.files import write_text
+from drpo.files import replacing
 from drpo.report.figures import Plot, plain, plotly, template
 from drpo.report.payload import json_bytes, packed
 from drpo.terminal import Sheet
@@ -80,11 +81,11 @@ class Page:
     payloads: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def render(page: Page) -> str:
-    """Return the page as HTML.
+def pieces(page: Page) -> Iterator[str]:
+    """Yield the page as HTML, piece by piece; each payload is packed when its turn comes.
 
     Example:
-        >>> text = render(Page("x", "a < b", "", ("", ""), [], [], [], payloads={"data": b"<script>"}))
+        >>> text = "".join(pieces(Page("x", "a < b", "", ("", ""), [], [], [], payloads={"data": b"<script>"})))
         >>> "<title>a &lt; b</title>" in text, text.count("<script>")
         (True, 0)
     """
@@ -93,7 +94,7 @@ def render(page: Page) -> str:
     script = "\n".join(part(name) for name in names)
     plots = [plot for section in page.sections for plot in section.plots]
     figures = {plot.id: plain(plot.figure.to_plotly_json()) for plot in plots}
-    payloads = {**page.payloads, "figures": json_bytes({"template": template(), "figures": figures})}
+    data = {**page.payloads, "figures": json_bytes({"template": template(), "figures": figures})}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("drpo.report", "page"),
         autoescape=True,
@@ -101,12 +102,12 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
+    return environment.get_template("page.html").generate(
         page=page,
         policy=policy([script, library]),
         style=Markup(part("style.css")),
         script=Markup(inline(script)),
-        payloads={**{name: packed(data) for name, data in payloads.items()}, "plotly": packed_library},
+        payloads=chain(((name, packed(column)) for name, column in data.items()), [("plotly", packed_library)]),
     )
 
 
@@ -119,7 +120,9 @@ def plotly_js() -> tuple[str, str]:
 
 def write(page: Page, path: Path) -> Path:
     """Write a page to a file, whole or not at all; return its path."""
-    write_text(path, render(page).encode("utf-8", "replace").decode())  # half a surrogate pair, as a name may have
+    with replacing(path) as file:
+        for piece in pieces(page):
+            file.write(piece.encode("utf-8", "replace"))  # half a surrogate pair, as a name may have
     return path
 
 

@@ -166,7 +166,7 @@ def browser_payloads(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase | No
     places, values = columns(rollouts, ids)
     return {
         "rollouts": json_bytes(table(rollouts, ids, known) | {"values": values}),
-        **{name: column_bytes(column) for name, column in places.items()},
+        **{name: column_bytes(places.pop(name)) for name in [*places]},
     }
 
 

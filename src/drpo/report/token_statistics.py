@@ -1,9 +1,9 @@
 """The tokens of a run as its updates saw them: rollouts.jsonl and the objective, put together again."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate, chain, groupby, pairwise
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,17 +35,18 @@ PER_TOKEN = (
     "logp",
     "divergence",
     "proximal_logp",
+    "reference_logp",
     "advantages",
     "reward_penalties",
 )
-
-
+"""Fields of a record, or of a sequence, that have a value for each token."""
 _LEFT_OUT = frozenset((*PER_TOKEN, "branches"))
+_REQUIRED = ("prompt", "answer", "text")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TokenStatistics:
-    """What updates saw of the T trained tokens of one completion; every array has shape [T].
+    """What updates saw of T trained tokens; every array has shape [T].
 
     Args:
         pi: the policy's probability before the update, float64.
@@ -63,46 +64,85 @@ class TokenStatistics:
     advantage: NDArray[np.float32]
     out_of_region: NDArray[np.bool_]
 
+    @staticmethod
+    def cat(parts: Iterable["TokenStatistics"]) -> "TokenStatistics":
+        """Return the statistics of some tokens, and of those after them."""
+        columns = zip(*(map(part._column, _COLUMNS) for part in (_NO_TOKENS, *parts)), strict=True)
+        return TokenStatistics(*map(np.concatenate, columns))
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Sampled:
-    """A completion of a run; its arrays are parts of those of its step.
+    def at(self, tokens: NDArray[np.int64]) -> "TokenStatistics":
+        """Return the statistics of these tokens."""
+        return TokenStatistics(*(self._column(name)[tokens] for name in _COLUMNS))
 
-    Args:
-        record: its record of rollouts.jsonl, without what is one per token.
-        token_ids: [N] int64; the sampled tokens of all its turns.
-        mu: [N] float64; the sampler's probability of each token.
-        trained: [N] bool; True for the T tokens that an update saw.
-        lengths: of each of its sequences, how many of the N.
-        state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
-            "unscored" where it has no reward; "unknown" where a dump does not have the policy's probabilities.
-        statistics: what the updates saw, where it is "trained".
-    """
+    def _column(self, name: str) -> NDArray[Any]:
+        column: NDArray[Any] = getattr(self, name)
+        return column
 
-    record: Mapping[str, Any]
-    token_ids: NDArray[np.int64]
-    mu: NDArray[np.float64]
-    trained: NDArray[np.bool_]
-    lengths: tuple[int, ...]
-    state: State
-    statistics: TokenStatistics | None
+
+_COLUMNS = tuple(field.name for field in fields(TokenStatistics))
+_NONE = np.empty(0, np.float32)
+_NO_TOKENS = TokenStatistics(np.empty(0), _NONE, _NONE, _NONE, _NONE, np.empty(0, bool))
 
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
-    """The completions of a run, or a share of its groups.
+    """The n completions of a run, or of a share of its groups, in the order of the file, column by column.
 
     Args:
-        completions: in the order of the file.
-        n_all: how many the run has.
+        fields: of their records of rollouts.jsonl, without what is one per token: name -> of each completion its value,
+            None where its record has none.
+        states: of each "trained" where it went through the model; "skipped" where its advantage, and so its gradient,
+            is 0; "unscored" where it has no reward; "unknown" where a dump does not have the policy's probabilities.
+        lengths: of each the number of sampled tokens of each of its sequences.
+        token_ids: [N] int64; the sampled tokens of all turns of the first completion, then of the next.
+        mu: [N] float64; the sampler's probability of each token.
+        trained: [N] bool; True for the T tokens that an update saw.
+        statistics: what the updates saw of these.
+        n_all: how many completions the run has.
     """
 
-    completions: tuple[Sampled, ...]
+    fields: Mapping[str, Sequence[Any]]
+    states: Sequence[State]
+    lengths: Sequence[tuple[int, ...]]
+    token_ids: NDArray[np.int64]
+    mu: NDArray[np.float64]
+    trained: NDArray[np.bool_]
+    statistics: TokenStatistics
     n_all: int
 
-    def trained(self) -> Iterator[tuple[Sampled, TokenStatistics]]:
-        """The completions that an update saw, and what it saw."""
-        return ((c, c.statistics) for c in self.completions if c.statistics is not None)
+    @staticmethod
+    def cat(parts: Sequence["Rollouts"], n_all: int) -> "Rollouts":
+        """Return the completions of some steps as those of a run that has so many."""
+        names = dict.fromkeys([*_REQUIRED, *chain.from_iterable(part.fields for part in parts)])
+        return Rollouts(
+            fields={
+                name: [*chain.from_iterable(part.fields.get(name, (None,) * len(part)) for part in parts)]
+                for name in names
+            },
+            states=[*chain.from_iterable(part.states for part in parts)],
+            lengths=[*chain.from_iterable(part.lengths for part in parts)],
+            token_ids=np.concatenate([np.empty(0, np.int64), *(part.token_ids for part in parts)]),
+            mu=np.concatenate([np.empty(0), *(part.mu for part in parts)]),
+            trained=np.concatenate([np.empty(0, bool), *(part.trained for part in parts)]),
+            statistics=TokenStatistics.cat(part.statistics for part in parts),
+            n_all=n_all,
+        )
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.states)
+
+    def record(self, i: int) -> dict[str, Any]:
+        """Return what the record of a completion has."""
+        return {name: column[i] for name, column in self.fields.items() if column[i] is not None}
+
+    def ends(self) -> NDArray[np.int64]:
+        """Return [n + 1]: where the tokens of each completion begin, and where those of the last one end."""
+        return np.cumsum([0, *map(sum, self.lengths)])
+
+    def n_trained(self) -> NDArray[np.int64]:
+        """Return [n]: how many tokens of each completion an update saw."""
+        return np.diff(np.concatenate([[0], np.cumsum(self.trained)])[self.ends()])
 
 
 def read_rollouts(folder: Path, objective: Objective, most_tokens: int, sequence: str = "episode") -> Rollouts:
@@ -119,7 +159,7 @@ def read_rollouts(folder: Path, objective: Objective, most_tokens: int, sequence
     n_tokens = sum(m.get("sampled_tokens", 0) for m in read_records(folder / METRICS))
     share = min(1.0, most_tokens / max(1, n_tokens))
     path, n_all = folder / ROLLOUTS, 0
-    found: list[Sampled] = []
+    steps: list[Rollouts] = []
     lines = read_lines(path) if path.exists() else iter(())
     for step, of_step in groupby((record for _, record in lines), key=lambda r: r["step"]):
         records = list(of_step)
@@ -129,8 +169,8 @@ def read_rollouts(folder: Path, objective: Objective, most_tokens: int, sequence
             continue
         asked_of = objective if spec is None else parse_spec(spec, REGISTRY)
         unit = value_at(chapters, "sequence", step, sequence)
-        found += of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], asked_of, unit)
-    return Rollouts(tuple(found), n_all)
+        steps.append(of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], asked_of, unit))
+    return Rollouts.cat(steps, n_all)
 
 
 def _lot(step: int, problem: str) -> float:
@@ -138,7 +178,7 @@ def _lot(step: int, problem: str) -> float:
     return zlib.crc32(f"{step}/{problem}".encode("utf-8", "surrogatepass")) / 2**32
 
 
-def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective, sequence: str = "episode") -> list[Sampled]:
+def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective, sequence: str = "episode") -> Rollouts:
     """Return the completions of a step, in order.
 
     Args:
@@ -146,51 +186,46 @@ def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective, sequ
         objective: the run's.
         sequence: what it took as one sequence, "episode" or "turn".
     """
-    statistics: dict[int, list[TokenStatistics]] = {}
-    for rows in _asked_together(trained_rows(records, sequence), objective):
-        for row, seen in zip(rows, asked(rows, objective), strict=True):
-            statistics.setdefault(row.episode, []).append(seen)
+    rows = trained_rows(records, sequence)
+    seen = {row.episode for row in rows}
     own = [sequences(record) for record in records]
-    lengths = [[len(s["behavior_logp"]) for s in of_one] for of_one in own]
+    lengths = [tuple(len(s["behavior_logp"]) for s in of_one) for of_one in own]
     every = [s for of_one in own for s in of_one]
-    token_ids = np.fromiter(chain.from_iterable(map(sampled_ids, every)), np.int64)
-    mu = np.exp(np.fromiter(chain.from_iterable(s["behavior_logp"] for s in every), np.float64))
-    trained = np.repeat(np.array(["logp" in s for s in every], dtype=bool), [n for of_one in lengths for n in of_one])
-    return [
-        Sampled(
-            record={name: value for name, value in record.items() if name not in _LEFT_OUT},
-            token_ids=token_ids[span],
-            mu=mu[span],
-            trained=trained[span],
-            lengths=tuple(of_one),
-            state="trained" if i in statistics else "unscored" if record.get("reward") is None else "skipped",
-            statistics=_joined(statistics[i]) if i in statistics else None,
-        )
-        for i, (record, of_one, span) in enumerate(zip(records, lengths, _spans(map(sum, lengths)), strict=True))
-    ]
+    names = dict.fromkeys([*_REQUIRED, *(name for r in records for name in r if name not in _LEFT_OUT)])
+    return Rollouts(
+        fields={name: [r[name] if name in _REQUIRED else r.get(name) for r in records] for name in names},
+        states=[
+            "trained" if i in seen else "unscored" if record.get("reward") is None else "skipped"
+            for i, record in enumerate(records)
+        ],
+        lengths=lengths,
+        token_ids=np.fromiter(chain.from_iterable(map(sampled_ids, every)), np.int64),
+        mu=np.exp(np.fromiter(chain.from_iterable(s["behavior_logp"] for s in every), np.float64)),
+        trained=np.repeat(np.array(["logp" in s for s in every], dtype=bool), [*chain.from_iterable(lengths)]),
+        statistics=_statistics(rows, objective),
+        n_all=len(records),
+    )
 
 
-def _asked_together(rows: Sequence[TrainedRow], objective: Objective) -> list[list[TrainedRow]]:
-    """Those of each update; all at once where the objective asks each token alone."""
-    if objective.tokenwise and not reads_batch(objective):
-        return [list(rows)] if rows else []
-    updates = sorted({row.tokens["update"] for row in rows})
-    return [[row for row in rows if row.tokens["update"] == update] for update in updates]
+def _statistics(rows: Sequence[TrainedRow], objective: Objective) -> TokenStatistics:
+    """Return what the objective says of the tokens of some rows, in order."""
+    together = _asked_together(rows, objective)
+    statistics = TokenStatistics.cat(asked([rows[i] for i in numbers], objective) for numbers in together)
+    order = np.array([*chain.from_iterable(together)], dtype=np.int64)
+    return statistics.at(np.repeat(order, [len(rows[i].units) for i in order]).argsort(kind="stable"))
 
 
-def _spans(lengths: Iterable[int]) -> list[slice]:
-    """Where each of some parts lies, one after the other."""
-    return [slice(first, behind) for first, behind in pairwise(accumulate(lengths, initial=0))]
+def _asked_together(rows: Sequence[TrainedRow], objective: Objective) -> list[list[int]]:
+    """The numbers of the rows of each update; of all at once where the objective asks each token alone."""
+    alone = objective.tokenwise and not reads_batch(objective)
+    together: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        together.setdefault(0 if alone else row.tokens["update"], []).append(i)
+    return list(together.values())
 
 
-def _joined(parts: Sequence[TokenStatistics]) -> TokenStatistics:
-    if len(parts) == 1:
-        return parts[0]
-    return TokenStatistics(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TokenStatistics)))
-
-
-def asked(rows: Sequence[TrainedRow], objective: Objective) -> list[TokenStatistics]:
-    """Return what the objective says of each row of one update.
+def asked(rows: Sequence[TrainedRow], objective: Objective) -> TokenStatistics:
+    """Return what the objective says of the tokens of some rows, in order.
 
     Args:
         rows: all of the same update, or of several where it asks each token alone.
@@ -201,8 +236,8 @@ def asked(rows: Sequence[TrainedRow], objective: Objective) -> list[TokenStatist
     left = out_of_region(objective, tokens)
     left = torch.zeros_like(tokens.keep) if left is None else left
     pi = tokens.logp.double().exp()
-    columns = [c.numpy() for c in (pi, ratio(tokens), prob_diff(tokens), weight, tokens.advantage, left)]
-    return [TokenStatistics(*(c[span] for c in columns)) for span in _spans(len(r.units) for r in rows)]
+    columns = (pi, ratio(tokens), prob_diff(tokens), weight, tokens.advantage, left)
+    return TokenStatistics(*(column.numpy() for column in columns))
 
 
 def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
@@ -221,6 +256,7 @@ def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
         sequence=sequence,
         divergence=column("divergence") if "divergence" in rows[0].tokens else None,
         proximal_logp=column("proximal_logp") if "proximal_logp" in rows[0].tokens else None,
+        reference_logp=column("reference_logp") if "reference_logp" in rows[0].tokens else None,
         score=None if scores is None else _float32(scores),
     )
 

@@ -24,7 +24,8 @@ def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) 
     """Return w at each pi, [N], for a token that the sampler gave probability mu.
 
     Args:
-        objective: any; for a sequence-level one each token stands for a sequence of its own; the score is A.
+        objective: any; for a sequence-level one each token stands for a sequence of its own; the score is A, and
+            the sampler is the proximal policy and the reference.
         mu: in (0, 1].
         advantage: not 0.
         pi: [N] in (0, 1].
@@ -46,6 +47,7 @@ def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) 
         # With one token alone a top-K divergence is the binary one: all other words are the rest.
         None if kind is None else TOPK[kind](logp[:, None], behavior_logp[:, None]),
         proximal_logp=behavior_logp,
+        reference_logp=behavior_logp,
         score=torch.full((n,), advantage, dtype=torch.float64),
     )
     return gradient_weight(objective, tokens).float()

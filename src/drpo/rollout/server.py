@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drpo.credentials import headers, without_secrets
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model.loading import named_tensors
 from drpo.model.positions import sequence_limit
 from drpo.model.routing import experts_by_layer
@@ -381,7 +381,7 @@ class Server:
         port = urlsplit(self._address).port or 80
         return InputError(
             f"engine={self._address}: the vLLM server {what}; start one with "
-            f"`drpo serve-rollouts {self._model} --port {port}`"
+            f"`drpo serve-rollouts {as_typed(self._model)} --port {port}`"
         )
 
     def _rpc(self, method: str, *args: str) -> list[Any]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from drpo.errors import InputError
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder
 from drpo.rollout.fused import Step, fused_step
+from drpo.rollout.temperatures import temper_by_position
 from drpo.rollout.time_steps import limit_time_steps
 from drpo.rollout.uncached import UncachedDecoder
 
@@ -42,7 +43,8 @@ class Way(Enum):
 def way_to_decode(model: PreTrainedModel, prompt: Tensor) -> Way:
     """Return the way to sample from a model, from comparisons on the end of a prompt with its logits without a cache.
 
-    A model whose steps leave out the limits of its time steps gets them here (`limit_time_steps`).
+    A model whose steps leave out the limits of its time steps gets them here (`limit_time_steps`), and one whose
+    temperatures count padding is told its positions (`temper_by_position`).
 
     Args:
         model: the engine's own.
@@ -53,6 +55,7 @@ def way_to_decode(model: PreTrainedModel, prompt: Tensor) -> Way:
     """
     text = prompt[-8:] if len(prompt) > 1 else prompt.repeat(2)  # two texts of different lengths
     prompts = [prompt[-1:], text]
+    temper_by_position(model)
     try:
         expected = _uncached(model, prompts)
     except Exception as error:  # for example a model that requires other inputs than tokens

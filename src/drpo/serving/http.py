@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 from drpo import __version__
 from drpo.errors import BrokenLogpError, describe
@@ -179,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/v1/models":
             self._reply(200, {"object": "list", "data": [service.model]})
         elif path.startswith("/v1/models/"):
-            name = path.removeprefix("/v1/models/")
+            name = unquote(path.removeprefix("/v1/models/"))
             if name == service.name:
                 self._reply(200, service.model)
             else:

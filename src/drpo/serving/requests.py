@@ -213,7 +213,7 @@ def _sampling(body: _Body, prompt: Tensor, sampler: Sampler, limit: int, is_exac
     room = MOST_TOKENS if room is None else room
     if is_exact and limit > room:
         raise ApiError(
-            f"max_tokens={limit}: the prompt has {len(prompt):,} tokens, behind which there is room for {room:,}",
+            f"max_tokens={limit}: the prompt has {len(prompt):,} tokens, after which there is room for {room:,}",
             param="max_tokens",
             code="context_length_exceeded",
         )

@@ -68,6 +68,8 @@ def conversation(row: Row, where: str) -> Conversation:
     elif row.get("prompt") is not None and row.get("completion") is not None:
         asked = _said(row["prompt"], "prompt", "user", where)
         messages = (*asked, *_said(row["completion"], "completion", "assistant", where))
+    elif empty := [name for name in ("messages", "prompt", "completion") if name in row and row[name] is None]:
+        raise InputError(f"{where}: nothing in {' and '.join(map(repr, empty))}; a row is {FORMS}")
     else:
         raise InputError(f"{where}: the fields are {', '.join(row) or 'none'}; a row is {FORMS}")
     roles = [m["role"] for m in messages]

@@ -1,13 +1,13 @@
 """Tasks from rows with a question and an answer: files, folders, hub datasets."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import Any
 
-from drpo.errors import InputError
+from drpo.errors import InputError, counted
 from drpo.rewards import REGISTRY, Reward
 from drpo.seeds import derive
 from drpo.spec import parse_spec
@@ -52,7 +52,7 @@ class Counts:
             "shown as examples": self.shots,
         }
         why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items() if n)
-        kept = f"{self.rows:,} rows: {self.train:,} to train on, {self.held_out:,} held out"
+        kept = f"{counted(self.rows, 'row')}: {self.train:,} to train on, {self.held_out:,} held out"
         return f"{kept}; dropped: {why}" if why else f"{kept}; none dropped"
 
 
@@ -249,7 +249,10 @@ def as_text(value: Any, name: str, where: str) -> str:
         return _digits(Decimal(str(value)))
     if isinstance(value, int):
         return str(value)
-    raise InputError(f"{where}: field {name!r} is a {type(value).__name__}, not text or a number: {repr(value)[:60]}")
+    inner = next(iter(value), None) if isinstance(value, Mapping) else 0 if isinstance(value, list) and value else None
+    reached = "" if inner is None else f"; {name}.{inner} reaches into it"
+    shown = repr(value)[:60]
+    raise InputError(f"{where}: field {name!r} is a {type(value).__name__}, not text or a number: {shown}{reached}")
 
 
 def _digits(value: Decimal) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, nearest, nearest_path
 from drpo.lazily import lazily
 from drpo.spec import import_named
 
@@ -19,13 +19,13 @@ _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def is_file(source: str) -> bool:
-    """Whether `source` is one file: by its suffix, or because such a file exists.
+    """Whether `source` is one file: by its suffix, unless a folder has it, or because such a file exists.
 
     Example:
         >>> is_file("train.jsonl"), is_file("openai/gsm8k")
         (True, False)
     """
-    return source.endswith(_SUFFIXES) or Path(source).is_file()
+    return Path(source).is_file() or (source.endswith(_SUFFIXES) and not Path(source).is_dir())
 
 
 def read_rows(source: str, split: str, config: str | None = None) -> list[Row]:
@@ -48,8 +48,10 @@ def read_rows(source: str, split: str, config: str | None = None) -> list[Row]:
         return _read_file(path)
     if path.is_dir():
         return [row for file in _split_files(path, split) for row in _read_file(file)]
+    if path.exists():  # a pipe, such as /dev/fd/63
+        raise InputError(f"{source}: neither a file nor a folder; write the data to a file, which a run reads again")
     if source.startswith((".", "/", "~")):
-        raise InputError(f"{source}: no such file or folder{_near(path)}")
+        raise InputError(f"{source}: no such file or folder{nearest_path(path)}")
     return _read_hub(source, split, config)
 
 
@@ -91,14 +93,6 @@ def _fields(value: Any, part: str) -> str:
     return f"the fields are {', '.join(value)}" + (hint if "did you mean" in hint else "")
 
 
-def _near(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; the folder {path.parent} does not exist"
-    names = sorted(p.name for p in path.parent.iterdir())
-    hint = nearest(path.name, names)
-    return hint if "did you mean" in hint else ""
-
-
 def _split_files(folder: Path, split: str) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
     if not files:
@@ -118,8 +112,10 @@ def _read_file(path: Path) -> list[Row]:
             return list(_parse_csv(path, path.read_text(encoding="utf-8-sig")))
         return list(_parse_json(path, path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file{_near(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no such file{nearest_path(path)}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read: {_first_line(error)}; convert it to UTF-8") from None
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {_first_line(error)}") from None
 
 
@@ -127,6 +123,8 @@ def _parse_json(path: Path, text: str) -> Iterator[Row]:
     if path.suffix == ".json" and text.lstrip().startswith("["):
         yield from (_named(row, f"{path} item {number}") for number, row in enumerate(_decode(text, str(path)), 1))
         return
+    if path.suffix == ".json" and text.split("\n")[0].strip() == "{":
+        raise InputError(f"{path}: one object over several lines; write an array of objects, or one object a line")
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may contain U+2028
         if line.strip():
             yield _named(_decode(line, f"{path} line {number}"), f"{path} line {number}")
@@ -136,7 +134,9 @@ def _parse_csv(path: Path, text: str) -> Iterator[Row]:
     """Yield the lines of a table, all values as text; the first line names the fields, an empty value is none."""
     table = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        names = next(table, [])
+        names = [name.strip() for name in next(table, [])]
+        if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+            raise InputError(f"{path} line 1: one field, {names[0]!r}; separate the values by commas")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"{path} line 1: two fields are named {twice!r}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from drpo.errors import InputError, counted, one_line
+from drpo.errors import InputError, as_typed, counted, one_line
 from drpo.files import write_text
 from drpo.train.fields import FIELDS
 from drpo.train.records import read_records
@@ -183,7 +183,7 @@ def require_may_change(names: Collection[str], folder: Path) -> None:
         if name in FIELDS and name not in MAY_CHANGE:
             raise InputError(
                 f"--{given.replace('_', '-')}: a resumed run keeps it, since {_WHY[FIELDS[name].partition('.')[0]]}; "
-                f"start a new run from its weights: drpo train --from {folder}"
+                f"start a new run from its weights: drpo train --from {as_typed(folder)}"
             )
 
 

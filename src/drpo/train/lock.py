@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,13 +21,16 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: another process is training there.
     """
     path = folder / LOCK
+    busy = InputError(f"{folder}: another process is training there; wait for it, or give --out")
     with open(path, "ab", opener=opened_here) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise InputError(f"{folder}: another process is training there; wait for it, or give --out") from None
+                raise busy from None
             # a file system without locks
+        if not os.fstat(file.fileno()).st_nlink:  # its holder has removed it since it was opened: others take a new one
+            raise busy
         try:
             yield
         finally:

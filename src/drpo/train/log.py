@@ -168,8 +168,9 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
     """Return, for each sequence that took part in an update, what it takes to ask any objective about it.
 
     "update" counts a step's updates from 0; "advantage", and "advantages" where its tokens have different ones, of
-    which the former is the mean; "logp", the policy's before that update, and "divergence" and "proximal_logp", where
-    the objective reads one: a number for each token. One that was skipped, because its gradient is 0, has none.
+    which the former is the mean; "logp", the policy's before that update, and "divergence", "proximal_logp" and
+    "reference_logp", where the objective reads one: a number for each token. One that was skipped, because its
+    gradient is 0, has none.
 
     Args:
         batches: of a step's updates, in order.
@@ -183,7 +184,7 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
             continue
         order = seen.row.argsort(stable=True)
         trained, counts = seen.row.unique(return_counts=True)
-        for name in ("logp", "divergence", "proximal_logp"):
+        for name in ("logp", "divergence", "proximal_logp", "reference_logp"):
             column = getattr(seen.tokens, name)
             if column is not None:
                 parts = column[order].split(counts.tolist())

@@ -45,6 +45,7 @@ def train(
         components = built
     started(run, Path(folder))  # or else its warm-up is not done
     policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks
+    objective, max_grad_norm, auxiliary = run.objective.loss, run.optimizer.max_grad_norm, components.auxiliary
     with Session(run, Path(folder), components, callbacks, keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():
@@ -58,8 +59,8 @@ def train(
             with session.phase("update"):
                 if components.first_pass:
                     groups = components.first_pass.add_to(groups)  # the experts that all updates use
-                if components.proximal:
-                    groups = components.proximal.add_to(groups)  # log-probabilities that all updates are held to
+                for logp_pass in components.logp_passes:
+                    groups = logp_pass.add_to(groups)  # of the proximal policy or the reference, for all updates
                 if components.reference_reward:
                     groups = components.reference_reward.add_to(groups)  # a reward per token
                 if components.overlong:
@@ -69,16 +70,7 @@ def train(
                 batches = make_batches(groups, credits, components.batch_config)  # one per update; weights fixed here
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
-                    update_policy(
-                        policy,
-                        optimizer,
-                        batch,
-                        run.objective.loss,
-                        rate,
-                        run.optimizer.max_grad_norm,
-                        components.auxiliary,
-                        ranks,
-                    )
+                    update_policy(policy, optimizer, batch, objective, rate, max_grad_norm, auxiliary, ranks)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
                 critic_stats = critic.train(batches) if critic else []

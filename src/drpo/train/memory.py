@@ -173,7 +173,7 @@ def fits_with_all_activations(
     """
     if not decoder_layers(policy.model):
         return True  # nothing can be computed again
-    most = _optimiser_bytes(policy, optimizer)
+    most = float(_optimiser_bytes(policy, optimizer))
     most += 0 if critic is None else _optimiser_bytes(critic.critic, critic.optimizer)
     most += policy.gathered_bytes + _most_activations(policy, shape)
     if not ranks.all_reduce_max(most > SHARE * free_bytes(policy.device)):
@@ -201,8 +201,13 @@ def _excess(policy: Policy, optimizer: torch.optim.Optimizer, critic: CriticTrai
     return f"a step that keeps all of {positions} positions needs {needs:.1f} GiB, and {free / 2**30:.1f} are free"
 
 
-def _most_activations(policy: Policy, shape: StepShape) -> int:
-    """Return an upper bound, without running anything: inputs and outputs of all products, and scores, four times."""
+def _most_activations(policy: Policy, shape: StepShape) -> float:
+    """Return an upper bound, without running anything: inputs and outputs of all products, and scores, four times.
+
+    Recurrent layers keep states, which it does not count; models that are not packed have no bound.
+    """
+    if not policy.shares_prompts:
+        return math.inf
     layers = decoder_layers(policy.model)
     widths = sum(sum(p.shape[-2:]) * p.shape[:-2].numel() for x in layers for p in x.parameters() if p.ndim > 1)
     heads = getattr(policy.model.config.get_text_config(), "num_attention_heads", 0)

@@ -231,7 +231,7 @@ def _update_metrics(stats: StepStats) -> dict[str, float]:
 def metrics_by_turn(
     groups: Sequence[ScoredGroup], batches: Sequence[Batch], stats: Sequence[StepStats]
 ) -> dict[str, float]:
-    """Return the figures of `BY_TURN_METRICS` for the first `MOST_TURNS` turns; none without environments.
+    """Return the figures of `BY_TURN_METRICS` for the first `MOST_TURNS` turns; none without environments or updates.
 
     Args:
         groups: of the rollout.
@@ -239,13 +239,13 @@ def metrics_by_turn(
         stats: of these, in order.
     """
     turn_of = {s: turn for g in groups for e in g.episodes if e.played for s, turn in _turns_of(e)}
-    if not turn_of:
-        return {}
     taken = [(batch, s) for batch, s in zip(batches, stats, strict=True) if s.taken]
+    if not turn_of or not taken:
+        return {}
     columns = [_by_row(s) for _, s in taken]
     rows = [batch.credits[n].sequence for batch, s in taken for n in s.row.unique().tolist()]
     turn = torch.cat([torch.empty(0), *(turn_of[row] for row in rows)])
-    moved, r = (torch.cat([torch.empty(0), *column]).double() for column in zip(*columns, strict=True))
+    moved, r = (torch.cat(column).double() for column in zip(*columns, strict=True))
     record = {}
     for number in range(1, MOST_TURNS + 1):
         of_turn = turn == number

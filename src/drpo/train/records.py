@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.train.fields import FIELDS
 from drpo.train.rollout_record import fault
 
@@ -276,17 +276,29 @@ def refuse_old_comparison(path: Path, names: Collection[str]) -> None:
         raise InputError(f"{path}: of an earlier version ('{_OLD_TRIALS}', now '{TRIALS}'); {_READS_OLD} reads it")
 
 
+def refuse_part(folder: Path) -> None:
+    """Raise if a folder is the model or a checkpoint of a run, in place of the run's own.
+
+    Raises:
+        InputError: as above; the message names the run's folder.
+    """
+    run = folder.parents[1] if folder.parent.name == CHECKPOINTS else folder.parent
+    if (folder.name in (MODEL, CHECKPOINTS) or folder.parent.name == CHECKPOINTS) and (run / CONFIG).is_file():
+        raise InputError(f"{folder}: a part of a run; name the run's own folder, {run}")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return what config.json of a run says.
 
     Raises:
         InputError: there is no run, it cannot be read, or an earlier version wrote it.
     """
+    refuse_part(folder)
     try:
         config = read_json(folder / CONFIG)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {folder}` begins one"
+            f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {as_typed(folder)}` begins one"
         ) from None
     refuse_old_run(folder)
     return config

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import msgspec
 
 Record = Mapping[str, Any]
-_PER_SAMPLED = ("behavior_logp", "logp", "divergence", "proximal_logp", "advantages")
+_PER_SAMPLED = ("behavior_logp", "logp", "divergence", "proximal_logp", "reference_logp", "advantages")
 """Fields of a sequence with a number for each sampled token."""
 
 
@@ -39,6 +39,7 @@ class _Sequence(TypedDict, total=False):
     logp: list[float]
     divergence: list[float]
     proximal_logp: list[float]
+    reference_logp: list[float]
     advantages: list[float]
 
 

@@ -139,20 +139,28 @@ class Rollouts:
         self._ahead[0].result()  # a failed rollout stays in the queue, so that later ones keep their step
         return self._ahead.popleft().result()
 
+    def require_rates(self, groups: Sequence[ScoredGroup]) -> None:
+        """Raise if there is a curriculum, and rewards are no pass rates.
+
+        Args:
+            groups: of a rollout, of all ranks.
+
+        Raises:
+            InputError: they are not.
+        """
+        if self._run.data.curriculum is not None:
+            curriculum.require_rates({g.problem.id: g.rewards.tolist() for g in groups})
+
     def observe(self, step: int, groups: Sequence[ScoredGroup]) -> dict[str, float]:
         """Take the results of a rollout into the curriculum; return its `CURRICULUM_METRICS`, {} without one.
 
         Args:
             step: index of the rollout.
-            groups: of all ranks.
-
-        Raises:
-            InputError: rewards that are no pass rates.
+            groups: of all ranks, which `require_rates` let pass.
         """
         rule, choice = self._run.data.curriculum, self._chosen.choice(step)
         if rule is None or choice is None:
             return {}
-        curriculum.require_rates({g.problem.id: g.rewards.tolist() for g in groups})
         means = {g.problem.id: _means(g) for g in groups}
         self._chosen = curriculum.observe(self._chosen, step, means)
         shares = curriculum.shares(rule, self._chosen, len(self._pool), self._run.rollout.sampling.samples)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.files import SCRATCH, remove, require_own, require_plain
 from drpo.model.policy import Policy
 from drpo.ranks import Ranks
@@ -116,7 +116,7 @@ class RunSession(ABC):
 
     def _resumed_by(self) -> str:
         """Return the command that goes on with this run."""
-        return f"{self.command} --resume {self.folder}"
+        return f"{self.command} --resume {as_typed(self.folder)}"
 
     @abstractmethod
     def _begin(self) -> None:

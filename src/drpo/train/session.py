@@ -161,11 +161,17 @@ class Session(RunSession):
             raise
 
     def gather(self, scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups that all ranks have scored.
+        """Return the groups of a rollout that all ranks have scored.
 
         Raises:
-            InputError: nothing was scored, or the reward failed where that is an error.
+            InputError: nothing was scored, the reward failed where that is an error, or a curriculum cannot use it.
         """
+        groups = self._gathered(scored)
+        with self._apart():  # before the update, so that the steps done are saved
+            self.rollouts.require_rates(groups)
+        return groups
+
+    def _gathered(self, scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         groups = self._ranks.gather(scored)
         with self._apart():
             require_scored(groups, self.run.rewards.pool)
@@ -246,7 +252,7 @@ class Session(RunSession):
                 own = self._ranks.shard(self.components.held_out)
                 scored = score_held_out(driver, own, sampling, self.rewards, seed=self.run.seed)
             before, n_before = before_training(read_records(self.folder / EVALUATIONS))
-            groups = self.gather(scored)
+            groups = self._gathered(scored)
             result = summed_up(groups, sampling.samples, step=step, before=before, n_before=n_before)
             self._log.write(EVALUATIONS, {**asdict(result), **endpoint_metrics(groups)})
             self._warnings.add([], [asdict(result)])

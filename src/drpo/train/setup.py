@@ -50,8 +50,8 @@ from drpo.tasks import Known, Records, Task, is_finite, sample_unseen, training_
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, ModelConfig, OptimizerConfig, Run, episode_tokens
 from drpo.train.critic import CriticTrainer
+from drpo.train.logp_pass import LogpPass
 from drpo.train.memory import StepShape, fits_with_all_activations
-from drpo.train.proximal import ProximalPass
 from drpo.train.reference import ReferenceReward
 from drpo.train.routing import FirstPass
 from drpo.types import Batch, Credit, Problem, ScoredGroup
@@ -84,7 +84,8 @@ class Components:
         held_out_environments: answer the model's turns in evaluations; None where those are single turns. Those of
             training are the driver's.
         first_pass: adds the policy's own choice of experts to a rollout, or None where that is not replayed.
-        proximal: adds the policy's own log-probabilities to a rollout, or None where the objective needs none.
+        logp_passes: add log-probabilities that the objective reads to a rollout: of the proximal policy, of the
+            reference model.
     """
 
     policy: Policy
@@ -103,7 +104,7 @@ class Components:
     fits: Callable[[Problem], bool] | None = None
     held_out_environments: Environments | None = None
     first_pass: FirstPass | None = None
-    proximal: ProximalPass | None = None
+    logp_passes: tuple[LogpPass, ...] = ()
 
     def credits_by_rewards(self, groups: Sequence[ScoredGroup], batches: Sequence[Batch]) -> list[Credit]:
         """Return the credit of a step's trained sequences, without what a KL in the reward alone makes of it.
@@ -319,19 +320,24 @@ def _around(
         first_pass=FirstPass(policy, run.trainer.micro_batch_tokens, ranks)
         if run.model.routing_replay == "trainer"
         else None,
-        proximal=_proximal(run, policy, ranks),
+        logp_passes=_logp_passes(run, policy, reference, ranks),
     )
 
 
-def _proximal(run: Run, policy: Policy, ranks: Ranks) -> ProximalPass | None:
-    """Return the pass that an objective with a proximal policy needs; say what it and statistics of the batch cost."""
+def _logp_passes(run: Run, policy: Policy, reference: Policy | None, ranks: Ranks) -> tuple[LogpPass, ...]:
+    """Return the passes that the objective needs; say what they and statistics of the batch cost."""
     if reads_batch(run.objective.loss) and ranks.is_main:
         log.info("the objective reads the whole optimiser batch: one forward pass more for every update")
-    if "proximal_logp" not in run.objective.loss.needs:
-        return None
-    if ranks.is_main:
-        log.info("the objective is held to the proximal policy: one forward pass more for every rollout")
-    return ProximalPass(policy, run.trainer.micro_batch_tokens, ranks)
+    passes = []
+    for column, model, reads in (
+        ("proximal_logp", policy, "is held to the proximal policy"),
+        ("reference_logp", reference, "reads the initial model"),
+    ):
+        if column in run.objective.loss.needs and model is not None:
+            passes.append(LogpPass(column, model, run.trainer.micro_batch_tokens, ranks))
+            if ranks.is_main:
+                log.info("the objective %s: one forward pass more for every rollout", reads)
+    return tuple(passes)
 
 
 def _ruled(overlong: Overlong, limit: int, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
@@ -442,7 +448,8 @@ def _require_room(
 
 def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
     """Return the initial model, loaded again and frozen; None if unused."""
-    if not run.objective.reference_kl and not run.objective.kl_in_reward:
+    read = "reference_logp" in run.objective.loss.needs
+    if not run.objective.reference_kl and not run.objective.kl_in_reward and not read:
         return None
     frozen, _ = loading.load(run.model.name)
     hold_base_(frozen, run.model.base_precision)

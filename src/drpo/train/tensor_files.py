@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -105,25 +106,26 @@ class _TensorFiles:
     """The tensors of one kind in a folder; their rows may be in several files."""
 
     def __init__(self, folder: Path, kind: str, stack: ExitStack) -> None:
-        self._files = [
-            stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob(kind.replace(".", "*.")))
-        ]
-        if not self._files:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob(kind.replace(".", "*.")))]
+        if not files:
             raise FileNotFoundError(f"no {kind} in it")
-        self._starts = [json.loads((file.metadata() or {}).get("starts", "{}")) for file in self._files]
-        self.names = {name for file in self._files for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        self._parts: dict[str, list[tuple[Any, int]]] = {}  # name -> each file with some of its rows, and their first
+        for file in files:
+            starts = json.loads((file.metadata() or {}).get("starts", "{}"))
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                self._parts.setdefault(name, []).append((file, starts.get(name, 0)))
+        self.names = self._parts.keys()
 
     def whole(self, name: str) -> Tensor:
-        """Return a tensor that is not sharded."""
-        tensor: Tensor = next(file for file in self._files if name in file.keys()).get_tensor(name)  # noqa: SIM118
-        return tensor
+        """Return a tensor that is not sharded, apart from the file, which would stay mapped as long as the tensor."""
+        tensor: Tensor = self._parts[name][0][0].get_tensor(name)
+        return tensor.clone()
 
     def like(self, name: str, parameter: Tensor) -> Tensor:
         """Return an empty tensor of a stored one's dtype and shape, divided over the ranks as a parameter's rows."""
         if parameter.dim() == 0:
             return self.whole(name).to(parameter.device)
-        file = next(file for file in self._files if name in file.keys())  # noqa: SIM118
-        some = file.get_slice(name)[:0]
+        some = self._parts[name][0][0].get_slice(name)[:0]
         shape = (len(parameter), *some.shape[1:])
         if not isinstance(parameter, DTensor):
             return torch.empty(shape, dtype=some.dtype, device=parameter.device)
@@ -137,10 +139,8 @@ class _TensorFiles:
             local.copy_(self.whole(name))
             return
         missing = len(local)
-        for file, starts in zip(self._files, self._starts, strict=True):
-            if name not in file.keys():  # noqa: SIM118
-                continue
-            rows, start = file.get_slice(name), starts.get(name, 0)
+        for file, start in self._parts[name]:
+            rows = file.get_slice(name)
             begin, end = max(first, start), min(first + len(local), start + rows.get_shape()[0])
             if begin < end:
                 local[begin - first : end - first].copy_(rows[begin - start : end - start])

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError, Interrupted, counted
+from drpo.errors import InputError, Interrupted, as_typed, counted
 from drpo.files import require_own, require_plain
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import RewardPool
@@ -26,6 +26,7 @@ from drpo.train.evaluate import score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, write_json
 from drpo.train.optim import AdamW, Linear
+from drpo.train.origin import ORIGIN, START
 from drpo.train.own_answers import (
     Selection,
     append,
@@ -56,6 +57,16 @@ def warms_up(run: Run, folder: Path) -> bool:
     return run.warm_up is not None and not is_warm(folder)
 
 
+def placed(run: Run, folder: Path) -> Run:
+    """Return a run with the model that `--from` copied into its folder, where that is now: it may have been moved.
+
+    Args:
+        run: the configuration; a run without such a model is returned as it is.
+        folder: of the run.
+    """
+    return configure(run, model=str(folder / START)) if (folder / ORIGIN).is_file() else run
+
+
 def started(run: Run, folder: Path) -> Run:
     """Return a run with the model that RL begins with: after a warm-up, the warm-up's.
 
@@ -67,8 +78,8 @@ def started(run: Run, folder: Path) -> Run:
         InputError: its warm-up is not done.
     """
     if warms_up(run, folder):
-        raise InputError(f"{folder}: its warm-up is not done; `drpo train --resume {folder}` goes on with it")
-    return run if run.warm_up is None else configure(run, model=str(folder / WARM_UP / MODEL))
+        raise InputError(f"{folder}: its warm-up is not done; `drpo train --resume {as_typed(folder)}` goes on with it")
+    return placed(run, folder) if run.warm_up is None else configure(run, model=str(folder / WARM_UP / MODEL))
 
 
 def build_started(
@@ -93,7 +104,7 @@ def build_started(
             f"warm_up={flat_json(run)['warm_up']}: one process does it, and here are {ranks.size}; begin without "
             "torchrun and go on with --resume in several, or begin in several with --model RUN/warm_up/model"
         )
-    base = build(run, ranks)
+    base = build(placed(run, folder), ranks)
     engine = base.driver.engine
     try:
         stopped = warm_up(run, folder, base, callback, accept_records)
@@ -267,8 +278,8 @@ def _require_some(run: Run, rule: BestOf, tally: Tally) -> None:
         return
     asked = f"warm_up={flat_json(run)['warm_up']}: of {tally.samples} answers to each of {tally.problems:,} problems"
     given = (
-        f"fine-tune it on given answers, drpo sft my.jsonl --model {run.model.name} --out runs/warm, and train with "
-        "--model runs/warm"
+        f"fine-tune it on given answers, drpo sft my.jsonl --model {as_typed(run.model.name)} --out runs/warm, and "
+        "train with --model runs/warm"
     )
     if tally.cut:
         raise InputError(
@@ -324,7 +335,7 @@ def _fine_tune(work: _Work, examples: Sequence[ScoredGroup], accept_records: boo
         parts.ranks,
         parts,
         accept_records=accept_records,
-        resumed_by=f"drpo train --resume {work.folder}",
+        resumed_by=f"drpo train --resume {as_typed(work.folder)}",
     )
 
 

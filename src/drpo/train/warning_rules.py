@@ -4,9 +4,11 @@
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from statistics import fmean, median
 from typing import Any
 
@@ -238,7 +240,7 @@ def reward_lost(past: Past) -> bool:
 
 def _reward_before(past: Past, step: int) -> float | None:
     """The mean training reward of the steps up to one; of the first steps for an evaluation before them."""
-    at = next((i for i, r in enumerate(past.steps) if r["step"] > step), len(past.steps))
+    at = bisect_right(past.steps, step, key=itemgetter("step"))
     window = past.steps[max(0, at - WINDOW) : at] if at else past.steps[:WINDOW]
     return _mean(figures(window, "reward_mean"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from drpo.errors import as_typed
 from drpo.files import opened_here
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
@@ -112,7 +113,7 @@ class Watchdog(NullCallback):
         print(f"{self._doing}: not done in {self._seconds:g} s", file=self._file, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
-        resume = f"{self._command} --resume {self._path.parent}"
+        resume = f"{self._command} --resume {as_typed(self._path.parent)}"
         advice = "" if self._then else f"; `{resume}` goes on from the last checkpoint"
         print(
             f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}{advice}",

@@ -116,6 +116,7 @@ class TokenSequence:
         routes: the experts to replay for the P and the N tokens, or None.
         proximal_logp: [M] float32, nats; the policy's own log-probability of each before the updates of its rollout;
             None unless the objective needs it.
+        reference_logp: [M] float32, nats; the reference model's log-probability of each; None likewise.
     """
 
     prompt_ids: Tensor
@@ -126,6 +127,7 @@ class TokenSequence:
     top_logprobs: TopK | None = None
     routes: Routes | None = None
     proximal_logp: Tensor | None = None
+    reference_logp: Tensor | None = None
 
     @staticmethod
     def of(prompt_ids: Tensor, generation: Generation) -> "TokenSequence":

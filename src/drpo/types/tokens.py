@@ -10,7 +10,7 @@ from torch import Tensor
 from drpo.checks import require_columns
 from drpo.errors import BrokenLogpError
 
-OPTIONAL = frozenset({"divergence", "position", "proximal_logp", "score"})
+OPTIONAL = frozenset({"divergence", "position", "proximal_logp", "score", "reference_logp"})
 """The columns of `Tokens` that may be None."""
 
 
@@ -30,6 +30,8 @@ class Tokens:
             whose `needs` names it, else None.
         score: float32, reward units; the reward of the token's episode, for objectives whose `needs` names it, else
             None.
+        reference_logp: nats, <= 0, float32; a reference model's log-probability, a teacher's, for objectives whose
+            `needs` names it, else None.
 
     Raises:
         InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
@@ -51,6 +53,7 @@ class Tokens:
     position: Tensor | None = None
     proximal_logp: Tensor | None = None
     score: Tensor | None = None
+    reference_logp: Tensor | None = None
 
     def __post_init__(self) -> None:
         columns = {name: values for name, values in vars(self).items() if name not in OPTIONAL or values is not None}

@@ -99,6 +99,7 @@ class MicroBatch:
         routes: [N, L, k]; the experts to replay at each position, see `Routes`; None if no row has any.
         proximal_logp: [T] float32, see `TokenSequence`; None unless the objective needs it.
         score: [T] float32, reward units; what the task gave the token's episode; None in passes without rewards.
+        reference_logp: [T] float32, see `TokenSequence`; None unless the objective needs it.
         routing_conflicts: choices that rows have for their shared prompt's positions, and that are not in `routes`,
             because another row's are.
     """
@@ -118,6 +119,7 @@ class MicroBatch:
     routes: Tensor | None = None
     proximal_logp: Tensor | None = None
     score: Tensor | None = None
+    reference_logp: Tensor | None = None
     routing_conflicts: int = 0
 
     @property
@@ -129,7 +131,7 @@ class MicroBatch:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
         given = (self.behavior_logp, self.advantage, keep, self.sequence)
-        return Tokens(logp, *given, divergence, self.place, self.proximal_logp, self.score)
+        return Tokens(logp, *given, divergence, self.place, self.proximal_logp, self.score, self.reference_logp)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy on another device."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from drpo.cli.options import leading, parse
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model.names import require_there
 from drpo.spec import import_named
 from drpo.train.records import is_run
@@ -55,7 +55,7 @@ class ChatOptions:
 def chat(arguments: list[str]) -> int:
     """`drpo chat RUN|MODEL [options]`."""
     name, rest = leading(arguments, "RUN|MODEL", "chat: name a run's folder or a model first")
-    options = parse(ChatOptions, rest, f"drpo chat {name}")
+    options = parse(ChatOptions, rest, f"drpo chat {as_typed(name)}")
     for model in (name, options.versus):
         if model not in (None, START) and not is_run(model):
             require_there(model)

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from drpo.cli.options import given, leading, parse, require_options
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.recipes import RECIPES, require_recipe
 from drpo.spec import import_named
 from drpo.train.records import TRIALS, refuse_old_comparison
@@ -96,7 +96,7 @@ def compare(arguments: list[str]) -> int:
     """`drpo compare RECIPE [options]` or `drpo compare --resume COMPARISON`."""
     if arguments and arguments[0] == "--resume":
         folder, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
-        resumed = parse(ResumeOptions, rest, f"drpo compare --resume {folder}")
+        resumed = parse(ResumeOptions, rest, f"drpo compare --resume {as_typed(folder)}")
         require_jobs(resumed.jobs)
         if Path(folder).is_dir():
             refuse_old_comparison(Path(folder), os.listdir(folder))
@@ -108,7 +108,7 @@ def compare(arguments: list[str]) -> int:
         more = "`drpo compare RECIPE --help` shows the fields of a run besides."
         parse(CompareOptions, rest, "drpo compare RECIPE", more=more)
     require_recipe(name)
-    prog = f"drpo compare {name}"
+    prog = f"drpo compare {as_typed(name)}"
     require_options(rest, CompareOptions, prog)
     if "warm_up" in given(rest):
         raise InputError(f"--warm-up: {WARM_UP_ONCE}")

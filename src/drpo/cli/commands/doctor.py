@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from drpo.cli.options import asks_for_help, parse, require_options
+from drpo.errors import as_typed
 from drpo.recipes import require_recipe
 from drpo.spec import import_named
 
@@ -34,7 +35,7 @@ def doctor(arguments: list[str]) -> int:
         parse(DoctorOptions, arguments, "drpo doctor [RECIPE]", more=more)
     recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
     require_recipe(recipe)
-    prog = f"drpo doctor {recipe}"
+    prog = f"drpo doctor {as_typed(recipe)}"
     require_options(rest, DoctorOptions, prog)
     run, options = import_named("drpo.cli.overrides", "recipe_run", "command")(recipe, rest, prog, DoctorOptions)
     return int(import_named("drpo.cli.doctor", "doctor", "command")(recipe, run, options))

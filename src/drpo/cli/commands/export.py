@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drpo.cli.options import asks_for_help, parse
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model.names import require_there
 from drpo.spec import import_named
 from drpo.train.records import is_run
@@ -48,7 +48,7 @@ def export(arguments: list[str]) -> int:
     if len(arguments) < 2 or any(a.startswith("-") for a in arguments[:2]):
         raise InputError("export: name a run or a model first, then the folder to write, then options")
     name, target, *rest = arguments
-    options = parse(ExportOptions, rest, f"drpo export {name} {target}")
+    options = parse(ExportOptions, rest, f"drpo export {as_typed(name)} {as_typed(target)}")
     require_consistent(name, target, options)
     if not is_run(name):
         require_there(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from drpo.cli.options import leading, parse
 from drpo.cli.output import require_file
 from drpo.cli.runs import require_run
+from drpo.errors import as_typed
 from drpo.spec import import_named
 from drpo.train.records import RESULTS
 
@@ -37,7 +38,7 @@ class ReportOptions:
 def report(arguments: list[str]) -> int:
     """`drpo report RUN|COMPARISON [--out FILE] [--open]`."""
     name, rest = leading(arguments, "RUN|COMPARISON", "report: name a run's folder first, or a comparison's")
-    options = parse(ReportOptions, rest, f"drpo report {name}")
+    options = parse(ReportOptions, rest, f"drpo report {as_typed(name)}")
     if options.out is not None:
         require_file("--out", options.out)
     if not (Path(name) / RESULTS).exists():  # what is kept of a comparison's runs

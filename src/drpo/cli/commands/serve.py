@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from drpo.cli.options import leading, parse
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model.names import require_there
 from drpo.spec import import_named
 from drpo.train.records import is_run
@@ -54,7 +54,7 @@ def serve(arguments: list[str]) -> int:
             "serve: options of vLLM after -- are for `drpo serve-rollouts`, the server that `drpo train --engine` "
             "samples from; `drpo serve` speaks OpenAI's API"
         )
-    options = parse(ServeOptions, rest, f"drpo serve {name}")
+    options = parse(ServeOptions, rest, f"drpo serve {as_typed(name)}")
     if not is_run(name):
         require_there(name)
     return int(import_named("drpo.cli.serve", "serve", "command")(name, options))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from drpo.cli.options import leading, parse
+from drpo.errors import as_typed
 from drpo.model.names import require_there
 from drpo.spec import import_named
 
@@ -33,7 +34,7 @@ def serve_rollouts(arguments: list[str]) -> int:
     """`drpo serve-rollouts MODEL [--port N] [--precision P] [-- options of vllm serve]`; does not return."""
     model, rest = leading(arguments, "MODEL", "serve-rollouts: name a model first: smollm2-135m, a folder or a hub id")
     ours, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
-    options = parse(ServeRolloutsOptions, ours, f"drpo serve-rollouts {model}")
+    options = parse(ServeRolloutsOptions, ours, f"drpo serve-rollouts {as_typed(model)}")
     require_there(model)
     import_named("drpo.cli.serve_rollouts", "serve_rollouts", "command")(model, options, further)
     return 0

@@ -9,9 +9,9 @@ import tyro
 from drpo.cli.commands.train import require_data
 from drpo.cli.options import asks_for_help, leading, parse
 from drpo.cli.template_options import split_template
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.spec import import_named
-from drpo.train.records import CONFIG, is_sft, read_config
+from drpo.train.records import CONFIG, is_sft, read_config, refuse_part
 from drpo.train.warmed import WARM_UP
 
 USAGE = "sft: name the data first: drpo sft my.jsonl --model MODEL; or go on with a run: drpo sft --resume RUN"
@@ -143,7 +143,7 @@ def sft(arguments: list[str]) -> int:
     if any(argument.partition("=")[0] == "--resume" for argument in rest):
         raise InputError("sft: a run goes on with its own data, so give it alone: drpo sft --resume RUN")
     of_template, rest = split_template(rest)
-    options = parse(SFTOptions, rest, f"drpo sft {name}")
+    options = parse(SFTOptions, rest, f"drpo sft {as_typed(name)}")
     if not asks_for_help(arguments):
         require_data(name)
         if options.test:
@@ -155,13 +155,16 @@ def sft(arguments: list[str]) -> int:
 
 def _resume(arguments: list[str]) -> int:
     name, rest = leading(arguments, "RUN", "sft --resume: name the run's folder")
-    options = parse(SFTResumeOptions, rest, f"drpo sft --resume {name}")
+    options = parse(SFTResumeOptions, rest, f"drpo sft --resume {as_typed(name)}")
     folder = Path(name)
+    refuse_part(folder)
     if not (folder / CONFIG).exists():
-        raise InputError(f"{folder}: no run there ({CONFIG} is missing); `drpo sft DATA --out {folder}` begins one")
+        begin = f"drpo sft DATA --out {as_typed(folder)}"
+        raise InputError(f"{folder}: no run there ({CONFIG} is missing); `{begin}` begins one")
     read_config(folder)
     if folder.resolve().name == WARM_UP and (folder.resolve().parent / CONFIG).exists():
-        raise InputError(f"{folder}: the warm-up of a run; `drpo train --resume {folder.parent}` goes on with it")
+        resume = f"drpo train --resume {as_typed(folder.parent)}"
+        raise InputError(f"{folder}: the warm-up of a run; `{resume}` goes on with it")
     if not is_sft(folder):
-        raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {folder}` goes on with it")
+        raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {as_typed(folder)}` goes on with it")
     return int(import_named("drpo.cli.sft", "resume", "command")(folder, options))

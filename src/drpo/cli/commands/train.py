@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from drpo.cli.options import asks_for_help, flag, given, leading, option_value, parse, require_options
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, as_typed, nearest_path
 from drpo.recipes import DATA, RECIPES, require_recipe
 from drpo.spec import import_named
 from drpo.train.best_of import require_spec
@@ -191,7 +191,7 @@ def train(arguments: list[str]) -> int:
         print(f"{USAGE}\nRecipes:")
         return recipes([])
     require_recipe(name)
-    prog = f"drpo train {name}"
+    prog = f"drpo train {as_typed(name)}"
     require_options(rest, TrainOptions, prog)
     run, options = import_named("drpo.cli.overrides", "recipe_run", "command")(name, rest, prog, TrainOptions)
     return int(import_named("drpo.cli.train", "begin", "command")(run, options))
@@ -235,21 +235,19 @@ def require_data(source: str, option: str = "") -> None:
     path = Path(source).expanduser()
     is_path = source.endswith(DATA) or source.startswith((".", "/", "~")) or "/" not in source
     if not source or (is_path and not path.exists()):
-        there = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-        hint = nearest(path.name, there)
-        raise InputError(f"{option}{source}: no such file or folder{hint if 'did you mean' in hint else ''}")
+        raise InputError(f"{option}{source}: no such file or folder{nearest_path(path)}")
 
 
 def _resume(arguments: list[str]) -> int:
     name, rest = leading(arguments, "RUN", "train --resume: name the run's folder")
-    folder, prog = Path(name), f"drpo train --resume {name}"
+    folder, prog = Path(name), f"drpo train --resume {as_typed(name)}"
     if asks_for_help(rest) and not folder.is_dir():
         parse(ResumeOptions, rest, prog, more=CHANGES.format(", ".join(map(flag, MAY_CHANGE))))
     require_options(rest, ResumeOptions, prog)
     if "method" in given(rest):
         raise InputError(
             "--method: a resumed run changes by single fields, as --objective and --advantage; start a new run from "
-            f"its weights: drpo train --from {folder} --method NAME"
+            f"its weights: drpo train --from {as_typed(folder)} --method NAME"
         )
     require_may_change(given(rest) - {f.name for f in fields_of(ResumeOptions)}, folder)
     read_config(folder)
@@ -261,7 +259,7 @@ def _resume(arguments: list[str]) -> int:
 
 def _from(arguments: list[str]) -> int:
     name, rest = leading(arguments, "RUN", "train --from: name the run's folder, or one of its checkpoints")
-    prog, (folder, step) = f"drpo train --from {name}", checkpoint_named(Path(name))
+    prog, (folder, step) = f"drpo train --from {as_typed(name)}", checkpoint_named(Path(name))
     _require_warm_up_spec(rest)
     if asks_for_help(rest) and not folder.is_dir():
         more = (

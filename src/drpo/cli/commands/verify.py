@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from drpo.errors import InputError, printable
+from drpo.errors import InputError, as_typed, printable
 from drpo.terminal import Terminal
-from drpo.train.records import CHECKPOINTS, CONFIG, FILES, TRIALS
+from drpo.train.records import CHECKPOINTS, CONFIG, FILES, TRIALS, refuse_part
 from drpo.train.verify import verify as parts_of
 
 USAGE = """usage: drpo verify RUN
@@ -29,8 +29,10 @@ def verify(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a run's")
+    refuse_part(folder)
     if (folder / TRIALS).is_dir():
-        raise InputError(f"{folder}: a comparison; verify its runs one by one: drpo verify {folder / TRIALS}/NAME")
+        each = f"drpo verify {as_typed(folder / TRIALS)}/NAME"
+        raise InputError(f"{folder}: a comparison; verify its runs one by one: {each}")
     if not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS, *FILES)):
         raise InputError(f"{folder}: no run there ({CONFIG} is missing)")
     sound = True

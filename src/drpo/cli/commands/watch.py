@@ -11,7 +11,7 @@ from rich.text import Text
 
 from drpo.cli.options import leading, parse
 from drpo.cli.runs import reading, require_run
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.live.follow import Follower, find_trials
 from drpo.live.watch import draw_view, draw_views
 from drpo.terminal import Terminal
@@ -41,7 +41,7 @@ class WatchOptions:
 def watch(arguments: list[str]) -> int:
     """`drpo watch RUN`: follow a run, or a comparison's runs, until it ends or Ctrl-C."""
     name, rest = leading(arguments, "RUN", "watch: name the run's folder first")
-    options = parse(WatchOptions, rest, f"drpo watch {name}")
+    options = parse(WatchOptions, rest, f"drpo watch {as_typed(name)}")
     if not 0 < options.every <= LONGEST_S:
         raise InputError(f"--every {options.every}: must be above 0 seconds, and at most {LONGEST_S:,}")
     folder = Path(name)

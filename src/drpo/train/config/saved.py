@@ -17,7 +17,7 @@ import msgspec
 
 from drpo import environments, methods, objectives, reductions, rewards, tasks
 from drpo.credit import advantages, gae, overlong
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, as_typed, nearest
 from drpo.spec import Registry, Unimported, contacts, format_spec, parse_spec, runs_code
 from drpo.train import best_of, curriculum, optim
 from drpo.train.config.checks import require
@@ -154,7 +154,7 @@ def load_run(folder: Path, trust_remote_code: bool = True) -> Run:
     if record.get("kind") == SFT:
         raise InputError(
             f"{folder}: a run of `drpo sft`, which has no rollouts; to train its model further: drpo train RECIPE "
-            f"--model {folder}; to go on with it: drpo sft --resume {folder}"
+            f"--model {as_typed(folder)}; to go on with it: drpo sft --resume {as_typed(folder)}"
         )
     try:
         return from_json(record, trust_remote_code)

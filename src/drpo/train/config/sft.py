@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.train.config.checks import at_least, one_of, require
 from drpo.train.config.groups import CheckpointConfig, FaultConfig, ModelConfig, OptimizerConfig
 from drpo.train.config.saved import read_record
@@ -127,7 +127,7 @@ def load_sft(folder: Path, trust_remote_code: bool = True) -> SFTConfig:
     """
     record: Mapping[str, Any] = read_config(folder)
     if record.get("kind") != SFT:
-        raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {folder}` goes on with it")
+        raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {as_typed(folder)}` goes on with it")
     try:
         return read_record(record, SFTConfig, trust_remote_code)
     except InputError as error:
