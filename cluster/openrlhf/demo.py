@@ -96,7 +96,8 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(part for part in path if part),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
-        "RAY_AUTH_MODE": "disabled",  # a cluster of this machine alone
+        "RAY_ADDRESS": "local",  # a cluster of its own, whatever others run here
+        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_register_timeout_seconds": "900",  # on busy cores a worker takes longer than a minute to start
         "HF_HUB_OFFLINE": "1",

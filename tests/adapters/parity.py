@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "frameworks.md"
 RAN = {
     ("TRL, loss_type=dr_grpo", "1.16.0"): "[yes, on a CPU](../cluster/trl/README.md)",
     ("verl, ppo_loss", "0.9.1"): "[yes, on a CPU](../cluster/verl/README.md#a-whole-run-on-one-cpu)",
+    ("OpenRLHF, seq-mean-token-mean", "0.11.2"): "[yes, on a CPU](../cluster/openrlhf/README.md)",
 }
 """Framework and version, as the table names them -> the page that tells of a run by the framework's own trainer, from a
 command line to its last step and a checkpoint that `drpo eval` reads. What is not here has not."""

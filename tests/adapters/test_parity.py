@@ -45,3 +45,19 @@ def test_verls_run_is_whole_and_its_reward_rises():
     assert sum(rewards[-5:]) > 5 * sum(rewards[:5])
     before, after = (line["val-core/addition/acc/mean@16"] for line in (run["log"][0], run["log"][-1]))
     assert after > before and any(f"{after:.1%}" in line for line in run["eval"]["output"])  # of the checkpoint
+
+
+def test_openrlhfs_run_is_whole_and_its_reward_rises():
+    run = json.loads((parity.ROOT / "cluster" / "openrlhf" / "results" / "demo.json").read_text())
+    assert run["versions"]["openrlhf"] == "0.11.2" and run["command"][2:5] == [
+        "drpo.adapters.openrlhf",
+        "--drpo-objective",
+        "drpo(0.2)",
+    ]
+    steps = [line for line in run["log"] if "train/rollout/reward_mean" in line]
+    assert len(steps) == 40
+    assert all(line["train/drpo/loss_tokens/drpo_0.2"] > 0 and line["train/drpo/unscored"] == 0 for line in steps)
+    rewards = [line["train/rollout/reward_mean"] for line in steps]
+    assert sum(rewards[-10:]) > 2 * sum(rewards[:10])
+    (validated,) = (line["eval/eval_addition_pass1"] for line in run["log"] if "eval/eval_addition_pass1" in line)
+    assert any(f"{validated:.1%}" in line for line in run["eval"]["output"])  # of the checkpoint

@@ -1,7 +1,7 @@
 """Any objective in OpenRLHF's PPO trainer: `python -m drpo.adapters.openrlhf --drpo-objective 'drpo(0.2)' ...`.
 
-Experimental. The loss and the launcher are tested with OpenRLHF 0.11.0, 0.11.1 and 0.11.2 on a CPU. A training run,
-which requires DeepSpeed and vLLM, has only been started (cluster/openrlhf/demo.py, on a CPU), and none has run on GPUs.
+Experimental. The loss and the launcher are tested with OpenRLHF 0.11.0, 0.11.1 and 0.11.2 on a CPU. With 0.11.2 a whole
+training run has been there, with DeepSpeed and vLLM (cluster/openrlhf/demo.py); none has on GPUs.
 
 OpenRLHF has no registry of losses, and builds its loss in Ray workers. So the launcher starts Ray with a function that
 every worker runs first (`patch`), tells the workers the objective in the environment variable DRPO_OBJECTIVE, and hands
