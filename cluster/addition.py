@@ -1,9 +1,10 @@
 """What the whole runs of verl and OpenRLHF share: sums of two small numbers, a random model, an evaluation."""
 
 import importlib.metadata
+import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,32 @@ def evaluated(checkpoint: Path) -> dict[str, Any]:
     return {"command": ["python", *command], "output": [line.strip() for line in done.stdout.splitlines()]}
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the installed versions of the packages, and Python's."""
-    return {name: importlib.metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
+def write_record(
+    folder: Path,
+    here: Path,
+    command: Sequence[str],
+    seconds: float,
+    packages: Iterable[str],
+    log: Sequence[Mapping[str, Any]],
+    checkpoint: Path,
+) -> None:
+    """Write OUT/record.json: the command, versions and the framework's log; then the evaluation of its checkpoint too.
+
+    Args:
+        folder: OUT, which stands in the record in its place.
+        here: the framework's folder in `cluster`, likewise by its name.
+        command: of the framework, without Python.
+        seconds: that it took.
+        packages: whose versions are kept.
+        log: a record for each step.
+        checkpoint: that `drpo eval` reads.
+    """
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
+    ran = {"command": ["python", *command], "seconds": round(seconds), "versions": versions, "log": log}
+
+    def write(written: Mapping[str, Any]) -> None:
+        text = json.dumps(written, indent=1).replace(str(folder), "OUT").replace(str(here), f"cluster/{here.name}")
+        (folder / "record.json").write_text(text + "\n")
+
+    write(ran)  # kept, whatever becomes of the evaluation
+    write(ran | {"eval": evaluated(checkpoint)})

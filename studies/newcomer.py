@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from command import run as run_command
-from drpo.errors import one_line
+from drpo.errors import InputError, one_line
 from drpo.model.names import SMOLLM2
 from drpo.recipes.own_data import OwnData, read_own
 from drpo.train.records import SUMMARY, read_json
@@ -50,11 +50,11 @@ def output(folder: Path, arguments: Sequence[str], typed: str = "") -> str:
     """Run a command as a user does; return its standard output.
 
     Raises:
-        RuntimeError: it failed.
+        InputError: it failed.
     """
     done = drpo(folder, *arguments, typed=typed)
     if done.returncode:
-        raise RuntimeError(f"drpo {' '.join(arguments)} ended with status {done.returncode}")
+        raise InputError(f"drpo {' '.join(arguments)} ended with status {done.returncode}")
     return done.stdout
 
 

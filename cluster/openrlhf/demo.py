@@ -44,7 +44,7 @@ def prepare(folder: Path, steps: int) -> None:
 
 
 def arguments(folder: Path, steps: int, rate: float) -> list[str]:
-    """OpenRLHF's command line: its own flags, the one that the objective needs, and those that keep it small."""
+    """OpenRLHF's command line: its own flags, the objective's, and those that keep it small."""
     batch = addition.PROMPTS * addition.SAMPLES // addition.UPDATES
     chosen: dict[str, Any] = {
         "algo.advantage.is_correction_level": "token",  # OpenRLHF asks the sampler for log-probabilities only then
@@ -118,14 +118,6 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def record(folder: Path, command: Sequence[str], seconds: float) -> None:
-    """Evaluate the checkpoint and write OUT/record.json: the command, versions, OpenRLHF's log, and the evaluation."""
-    ran = {"command": ["python", *command], "seconds": round(seconds), "versions": addition.versions(PACKAGES)}
-    text = json.dumps(ran | {"log": logged(folder), "eval": addition.evaluated(folder / "checkpoint")}, indent=1)
-    text = text.replace(str(folder), "OUT").replace(str(HERE), "cluster/openrlhf")
-    (folder / "record.json").write_text(text + "\n")
-
-
 def main() -> None:
     """Prepare, train, evaluate; the record goes to OUT/record.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,7 +135,8 @@ def main() -> None:
     command += arguments(folder, asked.steps, asked.learning_rate)
     began = time.time()
     subprocess.run([sys.executable, *command], check=True, env=environment(), cwd=folder)
-    record(folder, command, time.time() - began)
+    seconds = time.time() - began
+    addition.write_record(folder, HERE, command, seconds, PACKAGES, logged(folder), folder / "checkpoint")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +163,13 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | chosen
 
 
-def record(folder: Path, command: Sequence[str], seconds: float) -> None:
-    """Write OUT/record.json: the command, versions and verl's log; then the evaluation of its checkpoint too."""
+def logged(folder: Path) -> list[dict[str, float]]:
+    """verl's log, a record for each step."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    log = [
+    return [
         {"step": line["step"]} | {name: value for name, value in line["data"].items() if name.startswith(KEPT)}
         for line in lines
     ]
-    ran = {"command": ["python", *command], "seconds": round(seconds), "versions": addition.versions(PACKAGES)}
-    _write(folder, ran | {"log": log})
-    _write(folder, ran | {"log": log, "eval": addition.evaluated(folder / "checkpoints")})
-
-
-def _write(folder: Path, written: dict[str, Any]) -> None:
-    text = json.dumps(written, indent=1).replace(str(folder), "OUT").replace(str(HERE), "cluster/verl")
-    (folder / "record.json").write_text(text + "\n")
 
 
 def main() -> None:
@@ -198,7 +189,8 @@ def main() -> None:
     command = ["-m", asked.module, *arguments(folder, asked.objective, asked.steps, asked.learning_rate)]
     began = time.time()
     subprocess.run([sys.executable, *command], check=True, env=environment(folder), cwd=folder)
-    record(folder, command, time.time() - began)
+    seconds = time.time() - began
+    addition.write_record(folder, HERE, command, seconds, PACKAGES, logged(folder), folder / "checkpoints")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def base(objective: str) -> dict[str, Any]:
 
 
 def trial(objective: str, seed: int, rewards: Sequence[float], **changes: Any) -> Trial:
-    """A finished trial with some training rewards, or one that waits; `changes` are of its configuration."""
+    """A finished trial with some training rewards, or without any a waiting one; `changes` are of its configuration."""
     config = {**base(objective), "seed": seed, "steps": len(rewards), **changes}
     name = "-".join([objective.replace("(", "_").rstrip(")"), str(seed), *map(str, changes.values())])
     series = {metric: tuple(0.1 + 0.01 * i for i in range(len(rewards))) for metric in SERIES}
