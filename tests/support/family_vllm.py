@@ -71,7 +71,7 @@ def largest_difference(
         return max(plain.apply(_difference, (model, *row)) for row in drawn)
 
 
-Drawn = tuple[list[int], list[int], list[float]]
+Row = tuple[list[int], list[int], list[float]]
 """A prompt, the tokens sampled after it, and their log-probabilities as vLLM reports them."""
 
 
@@ -80,7 +80,7 @@ def _difference(model: PreTrainedModel, prompt_ids: list[int], tokens: list[int]
     return float((torch.tensor(reported) - logp).abs().max())
 
 
-def _sampled(folder: Path, model: PreTrainedModel, prompts: list[list[int]], adapter: Path | None) -> list[Drawn]:
+def _sampled(folder: Path, model: PreTrainedModel, prompts: list[list[int]], adapter: Path | None) -> list[Row]:
     vllm = _vllm()
     llm = vllm.LLM(
         model=str(folder),
