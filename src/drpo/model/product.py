@@ -10,7 +10,7 @@ FEW_ROWS = 8
 WIDE, BLOCK = 2048, 512
 """With more rows a float32 product of at least so many outputs is faster in blocks that stay in the cache."""
 
-CONVERTED = 2**16
+CONVERTED = 2**18
 """So many numbers of an int8 weight are converted at once: they stay in the cache."""
 
 
