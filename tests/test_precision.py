@@ -480,7 +480,7 @@ def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], Pre
     """The same model twice, one lowered for sampling and one for training: equal logits, also of the next weights."""
     kind = resolve_precision(name, CPU)
     precision = Precision(F32, kind.weights, kind.activations)
-    sampler, trainer = build(), build()
+    sampler, trainer = build().requires_grad_(False), build()
     loaders = quantize_(sampler, precision)
     fake_quantize_(trainer, precision)
     ids = torch.arange(1, 40)[None]
