@@ -158,12 +158,10 @@ def merge_(*linears: nn.Linear | QuantizedLinear) -> tuple[Weight, Tensor | None
         >>> weight[0], tuple(weight.shape), tuple(bias.shape)
         (tensor([7., 7.]), (4, 2), (4,))
     """
-    weight: Weight = _adjacent_([linear.weight for linear in linears])
+    weight = _adjacent_([linear.weight for linear in linears])
     scales = [linear.scale for linear in linears if isinstance(linear, QuantizedLinear)]
-    if scales:
-        weight = QuantizedTensor(weight, _adjacent_(scales))
     biases = [linear.bias for linear in linears if linear.bias is not None]
-    return weight, _adjacent_(biases) if biases else None
+    return QuantizedTensor(weight, _adjacent_(scales)) if scales else weight, _adjacent_(biases) if biases else None
 
 
 def _adjacent_(parameters: Sequence[Tensor]) -> Tensor:
