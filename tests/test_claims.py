@@ -18,8 +18,8 @@ from drpo.cli import main
 from drpo.errors import InputError
 from drpo.lab.analysis import has_collapsed
 from drpo.lab.claims import PLAN, ClaimPlan, Decision, decide, family, parse_plan, plan_of
-from drpo.lab.grid import parse_variant
-from drpo.lab.halving import better_half, halved, seeds_per_round
+from drpo.lab.grid import Grid, parse_variant
+from drpo.lab.halving import better_half, halved, rates_of, require_tunable, round_grid, seeds_per_round
 from drpo.lab.looks import due, joined, power_lines, require_possible
 from drpo.lab.multiple import benjamini_hochberg, decided, holm, holm_with_equivalence, look_levels
 from drpo.lab.paired import TESTS, barnard, blocks, equivalence, sign_flip_test, t_interval_of, t_test
@@ -65,6 +65,14 @@ def test_sign_flips_are_all_enumerated(values: list[float], alternative: str):
         assert found == pytest.approx(enumerated([x - shift for x in values], alternative))
 
 
+def test_beyond_fourteen_seeds_sign_flips_are_drawn():
+    assert float(sign_flip_test(blocks(np.ones((1, 14))))) == 2 / 2**14
+    many = blocks(np.linspace(0.1, 1.0, 15)[None])
+    p = float(sign_flip_test(many))
+    counted = p * (2**14 + 1)
+    assert p == float(sign_flip_test(many)) and 1.99 < counted == pytest.approx(round(counted))
+
+
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.5, 0.2, 0.9, 1.4], [1.0, 1.0, 1.0, 5.0, 5.0, 0.0]])
 def test_if_signs_are_chance_no_level_is_exceeded(values: list[float]):
     """Exact: among all signs that these differences may have, at most a share a has a p-value up to a."""
@@ -89,19 +97,27 @@ def test_a_regime_that_repeats_another_is_no_more_evidence():
 def test_a_missing_pair_takes_no_weight_and_every_regime_weighs_the_same():
     parts = blocks(np.array([[1.0, 3.0, np.nan], [10.0, 10.0, 10.0]]))
     assert float(parts.mean) == 6.0 and float(parts.weights.sum()) == pytest.approx(1.0)
+    empty = blocks(np.array([[1.0, 3.0], [np.nan, np.nan]]))
+    assert float(empty.mean) == 2.0 and empty.weights.tolist() == [0.5, 0.5]
     none = blocks(np.full((2, 3), np.nan))
-    assert int(none.n) == 0 and float(t_test(none)) == float(sign_flip_test(none)) == 1.0
+    assert int(none.n) == float(none.mean) == 0 and float(t_test(none)) == float(sign_flip_test(none)) == 1.0
 
 
+@pytest.mark.filterwarnings("error")
 def test_equal_differences_have_the_p_value_of_sign_flips():
     """Student's test would call three equal differences certain."""
     equal = blocks(np.array([[0.2, 0.2, 0.2]]))
     assert float(t_test(equal)) == 0.25 and float(t_test(equal, 0.1, "greater")) == 0.125
+    assert float(t_test(blocks(np.array([[-1.0, -2.0]])))) == pytest.approx(stats.ttest_1samp([1.0, 2.0], 0.0).pvalue)
     assert float(t_test(equal, 0.1, "less")) == 1.0 and float(t_test(blocks(np.zeros((1, 3))))) == 1.0
-    assert float(t_test(blocks(np.array([[0.3, 0.1 + 0.2, 0.3]])))) == 0.25  # equal but for rounding
+    for scale in (1.0, -1.0, 1e6):
+        assert float(t_test(blocks(scale * np.array([[0.3, 0.1 + 0.2, 0.3]])))) == 0.25  # equal but for rounding
+    apart = np.array([[0.1, 0.2, 0.4]])
+    assert float(t_test(blocks(1e-13 * apart))) == pytest.approx(float(t_test(blocks(apart))))
     for alternative in ("two-sided", "greater"):
         assert float(t_test(blocks(np.array([[0.2]])), 0.0, alternative)) == 1.0
-    assert float(sign_flip_test(blocks(np.array([[0.2]])))) == 1.0
+    one = blocks(np.array([[0.2]]))
+    assert float(sign_flip_test(one)) == 1.0 and math.isnan(one.standard_error)
 
 
 @pytest.mark.parametrize("test", TESTS.values(), ids=TESTS)
@@ -145,12 +161,15 @@ def test_difference_and_equivalence_share_one_rate(p: list[tuple[float, float]])
         sets = [s for s in possible if (i, kind) in s]
         wanted = max(min(1.0, len(s) * min(p[j][k] for j, k in s)) for s in sets)
         assert found[kind][i] == pytest.approx(wanted)
+    two_families = holm_with_equivalence(*(np.array([[0.5] * len(p), side]) for side in zip(*p, strict=True)))
+    assert [of[1].tolist() for of in two_families] == [of.tolist() for of in found]
 
 
 def test_benjamini_and_hochbergs_is_weaker_than_holms():
     p = np.array([0.01, 0.02, 0.03, 0.5])
     assert benjamini_hochberg(p).tolist() == pytest.approx([0.04, 0.04, 0.04, 0.5])
     assert (benjamini_hochberg(p) <= holm(p)).all()
+    assert benjamini_hochberg(np.array([p, p / 2]))[1].tolist() == pytest.approx([0.02, 0.02, 0.02, 0.25])
 
 
 @given(seeds=st.lists(st.integers(2, 40), min_size=1, max_size=5, unique=True).map(sorted))
@@ -166,11 +185,14 @@ def test_a_decided_comparison_leaves_and_the_others_take_holms_next_step():
     assert verdicts.adjusted.tolist() == pytest.approx([0.003, 0.024, 0.024])
     assert decided(p, None, (0.02, 0.02)).look.tolist() == [0, -1, -1]
     assert decided(np.array([[2 / 2**6]]), None, (2 / 2**6,)).look.tolist() == [0]  # as far as sign flips can go
+    assert decided(np.array([[1.0]]), np.array([[2 / 2**6]]), (2 / 2**6,)).equivalent.tolist() == [True]
     waiting = decided(np.array([[0.2, 0.3], [np.nan, 0.001]]), None, (0.02, 0.03))
     assert waiting.look.tolist() == [-1, 1] and waiting.adjusted[0] == 0.4
     both = np.array([[0.001, 0.9], [np.nan, 0.02]]), np.array([[0.001, 0.9], [np.nan, 0.9]])  # a small difference
     verdicts = decided(*both, (0.02, 0.03))
     assert verdicts.look.tolist() == [0, 1] and verdicts.equivalent.tolist() == [True, False]
+    verdicts = decided(np.array([[0.9, 0.01]]), np.array([[0.002, 0.02]]), (0.05,))  # equivalent; both
+    assert verdicts.look.tolist() == [0, 0] and verdicts.adjusted.tolist() == pytest.approx([0.004, 0.02])
 
 
 # ---- plans ----
@@ -207,7 +229,8 @@ def test_a_plan_imports_no_code():
         ('"each"', '"some"', "regimes='some': must be one of each, all"),
         ("[3, 5]", "[5, 3]", "seeds=[5, 3]: must be numbers at each look, increasing"),
         ("[3, 5]", "[5, 5]", "increasing from 2"),
-        ("[3, 5]", "[1]", "increasing from 2"),
+        ("[3, 5]", "[1, 5]", "increasing from 2"),
+        ("[3, 5]", "[]", "increasing from 2"),
         ("[3, 5]", '"many"', "`$.seeds`"),
         ('"drpo(0.2)"', '"dropo(0.2)"', "did you mean 'drpo'"),
         ("seeds", "x = 1\nseeds", "unknown field 'x'"),
@@ -268,6 +291,18 @@ def test_what_was_named_is_decided_and_nothing_else():
     lines = list(claim_lines(plan, there))
     assert "2 of 3 comparisons decided, chance of any false claim at most 5%; named in advance" in lines[0]
     assert "ends above" in lines[1] and lines[3].startswith(f"undecided: {PPO} and none")
+
+
+def test_the_plan_chooses_the_correction():
+    """A comparison without results has a p-value of 1 among the others."""
+    plan = plan_for(seeds=(5,), correction="benjamini_hochberg")
+    there = comparison([*ends("none", LOW), *ends("drpo(0.2)", HIGH), *ends(PPO, LOW[1:])])
+    raw = float(t_test(blocks(np.array([HIGH]) - np.array([LOW]))))
+    decisions = decide(plan, there)
+    assert [d.adjusted for d in decisions] == benjamini_hochberg(np.array([raw, 1.0, 1.0])).tolist()
+    assert [d.differs for d in decisions] == [True, False, False]
+    lines = list(claim_lines(plan, there))
+    assert "1 of 3 comparisons decided" in lines[0]
 
 
 def test_without_a_plan_nothing_is_claimed_and_afterwards_it_is_a_hypothesis():
@@ -427,6 +462,8 @@ def test_seeds_without_a_pair_leave_the_sign_flips_exact():
     assert sign_flip_test(blocks(np.stack([some, shifted]))).tolist() == [2 / 2**6, 2 / 2**5]
     some[0, 5:10] = np.nan
     assert float(sign_flip_test(blocks(some), 0.0, "greater")) == 1.0
+    assert sign_flip_test(blocks(np.stack([some, some]))).tolist() == [1.0, 1.0]
+    assert sign_flip_test(blocks(shifted[None])).tolist() == [2 / 2**5]
 
 
 # ---- power ----
@@ -458,7 +495,7 @@ def test_power_is_said_in_the_scores_unit():
 def test_each_round_halves_the_rates_and_doubles_the_seeds():
     for n_rates, n_seeds in product(range(1, 10), range(1, 9)):
         rounds = seeds_per_round(n_rates, n_seeds)
-        assert (n_rates - 1) >> len(rounds) == 0 and (not rounds or rounds[-1] == n_seeds)
+        assert (n_rates - 1) >> len(rounds) == 0 and (not rounds or (rounds[0] > 0 and rounds[-1] == n_seeds))
         assert all(b >= a for a, b in pairwise(rounds))
     assert better_half({3.0: [0.5], 1.0: [0.5], 2.0: [0.1]}) == (1.0, 3.0)
     assert better_half({3.0: [0.5], 1.0: [0.5]}) == (1.0,)
@@ -473,9 +510,25 @@ def test_rates_are_halved_by_the_rounds_own_seeds():
     ]
     assert [v.learning_rates for v in halved(variants, comparison(trials), (0,))] == [(0.001,), (1.0,)]
     assert halved(variants, comparison(trials), (0, 1))[0].learning_rates == (0.002,)
-    for lost in (1, 2):
+    others = ends(PPO, [0.9, 0.9], **rates[0.001])
+    assert halved(variants, comparison([*trials, *others]), (0, 1))[0].learning_rates == (0.002,)
+    waiting = [replace(trials[0], status=WAITING), *trials[1:]]
+    for there, seeds in ((trials[1:], (0, 1)), (trials[2:], (0, 1)), (waiting, (0, 1)), (trials, (7,))):
         with pytest.raises(InputError, match=r"none has not one result of each rate for each seed \(0.001: \d, 0.002"):
-            halved(variants, comparison(trials[lost:]), (0, 1))
+            halved(variants, comparison(there), seeds)
+
+
+def test_tuning_needs_several_rates_and_seeds_of_its_own():
+    several, single = replace(parse_variant("none"), learning_rates=(0.1, 0.2)), parse_variant("ppo")
+    grid = Grid((several, single), seeds=(0, 1, 8), learning_rates=(0.3,))
+    assert [v.learning_rates for v in rates_of(grid)] == [(0.1, 0.2), (0.3,)]
+    require_tunable(grid, (2, 3))
+    with pytest.raises(InputError, match="--tuning-seeds 1: is one of --seeds too"):
+        require_tunable(grid, (2, 8, 1))
+    with pytest.raises(InputError, match="no objective has several learning rates"):
+        require_tunable(replace(grid, variants=(single,)), (2,))
+    only = round_grid(grid, rates_of(grid), [5, 6])
+    assert (only.variants, only.seeds) == ((several,), (5, 6))
 
 
 # ---- the command ----
