@@ -135,6 +135,7 @@ def test_equivalence_takes_both_sides(test, center: float):
 def test_barnards_test_is_scipys():
     wanted = stats.barnard_exact([[1, 6], [7, 2]]).pvalue
     assert barnard((1, 6), (8, 8)) == pytest.approx(wanted) == barnard((6, 1), (8, 8))
+    assert barnard((0, 0), (5, 4)) == barnard((5, 4), (5, 4)) == 1.0
 
 
 # ---- families ----
@@ -469,12 +470,17 @@ def test_seeds_without_a_pair_leave_the_sign_flips_exact():
 # ---- power ----
 
 
-@pytest.mark.parametrize(("seeds", "level", "test"), [(5, 0.05, "t"), (3, 0.01, "t"), (8, 0.02, "sign_flip")])
+@pytest.mark.parametrize(("seeds", "level", "test"), [(2, 0.01, "t"), (20, 0.05, "t"), (8, 0.02, "sign_flip")])
 def test_the_difference_that_is_found_in_four_of_five_studies(seeds: int, level: float, test: str):
     apart = detectable(seeds, level, test)
     assert apart is not None
     noise = np.random.default_rng(7).normal(size=(4000, 1, seeds))
     assert (TESTS[test](blocks(noise + apart)) <= level).mean() == pytest.approx(0.8, abs=0.04)
+
+
+def test_few_seeds_find_no_difference_by_sign_flips_however_large():
+    assert detectable(5, 2 / 2**5, "sign_flip") is not None
+    assert detectable(5, 1.9 / 2**5, "sign_flip") is None
 
 
 def test_power_is_said_in_the_scores_unit():
