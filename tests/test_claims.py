@@ -23,7 +23,7 @@ from drpo.lab.halving import better_half, halved, rates_of, require_tunable, rou
 from drpo.lab.looks import due, joined, power_lines, require_possible
 from drpo.lab.multiple import benjamini_hochberg, decided, holm, holm_with_equivalence, look_levels
 from drpo.lab.paired import TESTS, barnard, blocks, equivalence, sign_flip_test, t_interval_of, t_test
-from drpo.lab.power import detectable, equivalence_power
+from drpo.lab.power import collapses_told_apart, detectable, equivalence_power
 from drpo.lab.trial_result import DIVERGED, TRIAL_RESULT, WAITING, Trial, read_comparison, read_trial
 from drpo.report.comparison_table import claim_lines
 from drpo.train.records import EVALUATIONS, METRICS, TRIALS
@@ -478,9 +478,14 @@ def test_the_difference_that_is_found_in_four_of_five_studies(seeds: int, level:
     assert (TESTS[test](blocks(noise + apart)) <= level).mean() == pytest.approx(0.8, abs=0.04)
 
 
-def test_few_seeds_find_no_difference_by_sign_flips_however_large():
+def test_few_seeds_decide_nothing_by_sign_flips_however_clear():
     assert detectable(5, 2 / 2**5, "sign_flip") is not None
     assert detectable(5, 1.9 / 2**5, "sign_flip") is None
+    assert collapses_told_apart(8, 0.01, "sign_flip") == 8 and collapses_told_apart(7, 0.01, "sign_flip") is None
+    assert collapses_told_apart(2, 0.01, "barnard") is None and collapses_told_apart(5, 0.5, "barnard") == 1
+    assert collapses_told_apart(5, barnard((0, 4), (5, 5)), "barnard") == 4
+    assert equivalence_power(5, 1 / 2**5, 100.0, "sign_flip") == 1.0 == equivalence_power(4, 0.05, 100.0)
+    assert equivalence_power(4, 0.05, 100.0, "sign_flip") == 0.0
 
 
 def test_power_is_said_in_the_scores_unit():
