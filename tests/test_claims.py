@@ -406,8 +406,31 @@ def test_seeds_are_due_where_a_comparison_is_undecided():
     second = due(plan, joined(planned, so_far))
     assert second - first == {t.name for t in whole.trials if t.seed >= 3 and t.objective in ("none", PPO)}
     assert due(plan, joined(planned, whole)) == second
+    assert joined(planned, so_far).trials[: len(planned.trials)] == tuple(
+        t if t.name in first else replace(t, status=WAITING) for t in whole.trials
+    )
+    assert joined(comparison(planned.trials[2:]), whole).trials == (*whole.trials[2:], *whole.trials[:2])
+
+
+@pytest.mark.parametrize(
+    ("clear", "unclear"),
+    [({"updates": 1}, {"updates": 2}), ({"optimizer": "adamw(0.001)"}, {"optimizer": "adamw(0.01)"})],
+    ids=["regime", "rate"],
+)
+def test_seeds_are_due_in_the_regime_and_at_the_rate_that_is_undecided(clear: dict, unclear: dict):
+    plan = plan_for(seeds=(3, 5), objectives=(PPO,), against=("none",))
+    there = [*ends("none", LOW, **clear), *ends(PPO, HIGH, **clear)]
+    there += [*ends("none", LOW, **unclear), *ends(PPO, TURNED, **unclear)]
+    assert due(plan, comparison(there)) == {t.name for t in there if t.seed < 3 or unclear.items() <= t.config.items()}
+
+
+def test_what_the_planned_trials_cannot_decide_is_refused():
+    plan, planned = plan_for(seeds=(3, 5)), comparison([t for o in ("none", PPO, "drpo(0.2)") for t in ends(o, LOW)])
+    require_possible(plan, planned)
     with pytest.raises(InputError, match="its last look has 9 seeds, and --seeds names 5"):
-        require_possible(replace(plan, seeds=(3, 9)), planned)
+        require_possible(replace(plan, seeds=(2, 3, 9)), planned)
+    with pytest.raises(InputError, match="is no objective of the comparison"):
+        require_possible(plan, comparison(ends("none", LOW)))
 
 
 def test_equivalence_is_claimed_within_the_margin_only():
@@ -482,7 +505,7 @@ def test_few_seeds_decide_nothing_by_sign_flips_however_clear():
     assert detectable(5, 2 / 2**5, "sign_flip") is not None
     assert detectable(5, 1.9 / 2**5, "sign_flip") is None
     assert collapses_told_apart(8, 0.01, "sign_flip") == 8 and collapses_told_apart(7, 0.01, "sign_flip") is None
-    assert collapses_told_apart(2, 0.01, "barnard") is None and collapses_told_apart(5, 0.5, "barnard") == 1
+    assert collapses_told_apart(2, 0.01, "barnard") is None and collapses_told_apart(5, 0.7, "barnard") == 1
     assert collapses_told_apart(5, barnard((0, 4), (5, 5)), "barnard") == 4
     assert equivalence_power(5, 1 / 2**5, 100.0, "sign_flip") == 1.0 == equivalence_power(4, 0.05, 100.0)
     assert equivalence_power(4, 0.05, 100.0, "sign_flip") == 0.0
@@ -491,13 +514,23 @@ def test_few_seeds_decide_nothing_by_sign_flips_however_clear():
 def test_power_is_said_in_the_scores_unit():
     planned = comparison([t for o in ("none", PPO, "drpo(0.2)") for t in ends(o, LOW)])
     lines = power_lines(plan_for(seeds=(5,), spread=0.05, margin=0.1), planned)
+    assert lines[0] == "3 comparisons named in advance, at 5% together, by t"
     apart = detectable(5, 0.05 / 3)
     assert apart is not None and f"5 seeds decide differences above {0.05 * apart:.2g} (power 80%)" in lines[1]
     assert f"with a chance of {equivalence_power(5, 0.05 / 3, 2.0):.0%} if nothing differs" in lines[1]
-    assert "standard deviations of a seed's difference" in power_lines(plan_for(seeds=(5,)), planned)[1]
+    assert len(lines) == 2 and power_lines(plan_for(seeds=(5,), spread=0.05), planned)[1].endswith(" (power 80%)")
+    _, apart_line, hint = power_lines(plan_for(seeds=(5,)), planned)
+    assert "standard deviations of a seed's difference" in apart_line and hint.startswith("a spread in claims.toml, ")
     flips = plan_for(seeds=(5,), regimes="all", test="sign_flip")
     assert "5 seeds decide nothing" in power_lines(flips, planned)[1]
-    assert "0 from 5 runs" in power_lines(plan_for(TEXT.replace('"end"', '"collapse"'), seeds=(5,)), planned)[1]
+    chance = equivalence_power(7, 0.05 / 3, 2.0, "sign_flip")
+    assert f"chance of {chance:.0%} if" in power_lines(replace(flips, seeds=(7,), spread=0.05, margin=0.1), planned)[1]
+    collapse = plan_for(TEXT.replace('"end"', '"collapse"'), seeds=(2, 5))
+    assert [line.partition(" decide ")[2] for line in power_lines(collapse, planned)] == [
+        "",
+        "no rate of collapse: more seeds are needed",
+        "0 from 5 runs that collapse",
+    ]
 
 
 # ---- learning rates by successive halving ----
