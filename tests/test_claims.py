@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, combinations, pairwise, product
@@ -214,8 +215,24 @@ def test_a_plan_is_read_whole():
     assert plan.pairs == (("drpo(0.2)", "none"), ("drpo(0.2)", PPO), (PPO, "none"))
     assert parse_plan(TEXT.replace('"each"', '"all"')).test == "sign_flip"
     assert parse_plan(TEXT.replace('"end"', '"collapse"')).test == "barnard"
+    collapse = TEXT.replace('"end"', '"collapse"').replace('"each"', '"all"')
+    assert parse_plan(collapse).test == "sign_flip"
+    with pytest.raises(InputError, match="takes runs as independent"):
+        parse_plan(collapse + 'test = "barnard"')
+    assert parse_plan(TEXT.replace('["none", ', '["none", "none", ')).pairs == plan.pairs
     both = parse_plan(TEXT.replace("drpo(0.2)", "none"))
     assert both.pairs == (("none", PPO),)
+
+
+def test_a_plan_is_a_file_of_the_comparisons_folder(tmp_path: Path):
+    assert plan_of(tmp_path) is None
+    Path(tmp_path, PLAN).write_text(TEXT)
+    assert plan_of(tmp_path) == parse_plan(TEXT)
+    for content, said in ((b"x = 1", "unknown field 'x'"), (b"\xff", "cannot be read"), (b"=", "Invalid statement")):
+        Path(tmp_path, PLAN).write_bytes(content)
+        with pytest.raises(InputError) as refused:
+            plan_of(tmp_path)
+        assert str(refused.value).startswith(str(tmp_path / PLAN)) and said in str(refused.value)
 
 
 def test_a_plan_imports_no_code():
@@ -245,6 +262,10 @@ def test_a_plan_imports_no_code():
         ("[3, 5]", '[3]\ntest = "barnard"', "compares collapse"),
         ("[3, 5]", '[3, 5]\ncorrection = "benjamini_hochberg"', "must be holm"),
         ('"end"', '"collapse"\ntest = "t"', "its test is barnard or sign_flip"),
+        ("[3, 5]", "[3]\nerror_rate = 0", "error_rate=0.0: must be in (0, 1)"),
+        ("[3, 5]", "[3]\nerror_rate = 1", "error_rate=1.0: must be in (0, 1)"),
+        ("[3, 5]", '[3]\nmargin = 0.1\ncorrection = "benjamini_hochberg"', "must be holm"),
+        ('"end"', '"collapse"\nmargin = 0.1', "endpoint='collapse': has no margin"),
         ('"each"', "each", "claims.toml: Invalid value"),
     ],
 )
@@ -372,6 +393,26 @@ def test_several_learning_rates_are_strata_if_both_have_them_and_refused_if_not(
         family(plan, comparison(ends("none", LOW)))
 
 
+def test_only_regimes_that_both_have_are_compared():
+    plan = plan_for(seeds=(5,), objectives=(PPO,), against=("none",))
+    one, two = ends("none", LOW, updates=1), [*ends(PPO, HIGH, updates=1), *ends(PPO, LOW, updates=2)]
+    (d,) = decide(plan, comparison([*one, *two]))
+    assert d.differs and d.contrast.strata == (((1,), None),)
+    with pytest.raises(InputError, match=f"{re.escape(PPO)} and none have no regime in common"):
+        family(plan, comparison([*one, *two[5:]]))
+    rates = [{"optimizer": f"adamw({r})"} for r in (0.001, 0.002)]
+    each = [t for r in rates for t in ends("none", LOW, updates=1, **r)]
+    each += [t for r in rates for u in (1, 2) for t in ends(PPO, HIGH, updates=u, **r)]
+    assert [c.strata for c in family(plan, comparison(each))] == [(((1,), 0.001),), (((1,), 0.002),)]
+
+
+def test_the_area_is_of_training_rewards():
+    """Of the runs that did not collapse, whatever their ends."""
+    plan = plan_for(TEXT.replace('"end"', '"area"'), seeds=(5,), objectives=(PPO,), against=("none",))
+    (d,) = decide(plan, comparison([*ends("none", LOW), *ends(PPO, [*HIGH[:4], 0.0])]))
+    assert d.left_out == 1 and d.difference.value == pytest.approx((np.mean(HIGH[:4]) - np.mean(LOW[:4])) / 2)
+
+
 def test_a_look_is_read_when_all_its_seeds_are_there_and_what_it_decided_stays():
     plan = plan_for(objectives=(PPO,), against=("none",), seeds=(3, 5))
     there = [*ends("none", LOW), *ends(PPO, HIGH)]
@@ -438,7 +479,7 @@ def test_equivalence_is_claimed_within_the_margin_only():
     near = [x + e for x, e in zip(LOW, (0.01, -0.01, 0.0, 0.005, -0.005), strict=True)]
     there = comparison([*ends("none", LOW), *ends(PPO, near)])
     (d,) = decide(plan, there)
-    assert d.equivalent and not d.differs and "is equivalent to none" in list(claim_lines(plan, there))[1]
+    assert d.decided and d.equivalent and not d.differs and "is equivalent to none" in list(claim_lines(plan, there))[1]
     (d,) = decide(replace(plan, margin=0.001), there)
     assert not d.decided
     (d,) = decide(replace(plan, margin=0.4), comparison([*ends("none", LOW), *ends(PPO, HIGH)]))
