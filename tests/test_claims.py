@@ -343,6 +343,8 @@ def test_a_run_that_collapsed_counts_once():
     assert d.difference.value == pytest.approx(np.mean(np.array(HIGH[:4]) - np.array(LOW[:4])))
     assert [round(c.value * c.n) for c in d.collapse] == [0, 1] or [round(c.value * c.n) for c in d.collapse] == [1, 0]
     assert d.collapse[0].value == 0.2 and d.collapse[1].value == 0.0
+    (all_of_none,) = decide(replace(plan, collapse_below=0.45), comparison([*ends("none", LOW), *ends(PPO, fell)]))
+    assert all_of_none.left_out == 5 and [c.value for c in all_of_none.collapse] == [0.2, 1.0]
     exact = stats.binomtest(1, 5).proportion_ci(method="exact")
     assert (d.collapse[0].low, d.collapse[0].high) == pytest.approx((exact.low, exact.high))
 
@@ -365,6 +367,7 @@ def test_collapse_is_an_endpoint_of_its_own():
     plan = plan_for(TEXT.replace('"end"', '"collapse"'), objectives=(PPO,), against=("none",), seeds=(6,))
     (d,) = decide(plan, there)
     assert d.differs and d.adjusted == pytest.approx(barnard((6, 0), (6, 6)))
+    assert decide(replace(plan, collapse_below=0.5), there)[0].adjusted == 1.0  # all of both
     assert "collapses more often than none" in list(claim_lines(plan, there))[1]
     (d,) = decide(replace(plan, regimes="all", test="sign_flip"), there)
     assert d.adjusted == 2 / 2**6
@@ -377,6 +380,16 @@ def test_over_all_regimes_a_seed_is_a_block():
     (d,) = decide(plan, comparison(rows))
     assert (d.adjusted, d.differs, len(d.contrast.strata)) == (2 / 2**5, False, 2)
     assert len(decide(replace(plan, regimes="each"), comparison(rows))) == 2
+
+
+def test_a_seed_may_be_in_one_regime_alone():
+    rows = [t for u in (1, 2) for o, of in (("none", LOW), (PPO, HIGH)) for t in ends(o, of, updates=u)]
+    plan = plan_for(seeds=(5,), objectives=(PPO,), against=("none",), regimes="all", test="sign_flip")
+    apart = [t for t in rows if (t.seed < 3 if t.config["updates"] == 1 else t.seed > 1)]
+    (d,) = decide(plan, comparison(apart))
+    assert (d.seeds, d.difference.n, d.adjusted, d.left_out, d.collapse[0].n) == (5, 5, 2 / 2**5, 0, 6)
+    (d,) = decide(plan, comparison(apart[:-1]))  # the last seed has one run
+    assert (d.seeds, d.next_seeds) == (0, 5)
 
 
 def test_several_learning_rates_are_strata_if_both_have_them_and_refused_if_not():
@@ -420,14 +433,23 @@ def test_a_look_is_read_when_all_its_seeds_are_there_and_what_it_decided_stays()
     (d,) = decide(plan, few)
     assert (d.seeds, d.next_seeds, d.decided) == (0, 3, False)
     assert "not 3 seeds of each have a result yet" in list(claim_lines(plan, few))[1]
-    waiting = comparison([replace(t, status=WAITING) if t.seed == 2 else t for t in there])
-    assert decide(plan, waiting)[0].seeds == 0
+    for name in ("none", PPO):
+        waiting = [replace(t, status=WAITING) if t.seed == 2 and t.objective == name else t for t in there]
+        assert decide(plan, comparison(waiting))[0].seeds == 0
     (early,) = decide(plan, comparison([t for t in there if t.seed < 3]))
     (late,) = decide(plan, comparison(there))
     assert early.differs and early == late  # seeds that came after the decision are not read
-    same = comparison([*ends("none", LOW), *ends(PPO, LOW[::-1])])
-    (d,) = decide(plan, same)
-    assert (d.seeds, d.next_seeds, d.decided) == (5, None, False)
+    same = [*ends("none", LOW), *ends(PPO, LOW[::-1])]
+    (d,) = decide(plan, comparison(same))
+    assert (d.seeds, d.next_seeds, d.decided, d.confidence) == (5, None, False, 0.95)
+    (d,) = decide(plan, comparison([t for t in same if t.seed < 3]))
+    assert (d.seeds, d.next_seeds, d.decided, d.confidence) == (3, 5, False, 0.95)
+    # What is decided early is larger than it would be at the last look: its interval has the level of its own look.
+    assert early.confidence == 1 - look_levels((3, 5), 0.05)[0]
+    apart = blocks(np.array([HIGH[:3]]) - np.array([LOW[:3]]))
+    bounds = early.difference.low, early.difference.high
+    assert bounds == pytest.approx([float(x) for x in t_interval_of(apart, early.confidence)])
+    assert decide(replace(plan, seeds=(5,)), comparison(there))[0].confidence == 0.95
 
 
 def test_seeds_are_due_where_a_comparison_is_undecided():
@@ -482,6 +504,8 @@ def test_equivalence_is_claimed_within_the_margin_only():
     assert d.decided and d.equivalent and not d.differs and "is equivalent to none" in list(claim_lines(plan, there))[1]
     (d,) = decide(replace(plan, margin=0.001), there)
     assert not d.decided
+    (d,) = decide(replace(plan, regimes="all", test="sign_flip"), there)
+    assert d.equivalent and d.adjusted == 1 / 2**5
     (d,) = decide(replace(plan, margin=0.4), comparison([*ends("none", LOW), *ends(PPO, HIGH)]))
     assert d.differs and d.equivalent
 
