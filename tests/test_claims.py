@@ -487,6 +487,16 @@ def test_seeds_are_due_in_the_regime_and_at_the_rate_that_is_undecided(clear: di
     assert due(plan, comparison(there)) == {t.name for t in there if t.seed < 3 or unclear.items() <= t.config.items()}
 
 
+def test_the_first_seeds_are_the_smallest():
+    plan = plan_for(seeds=(3, 5), objectives=(PPO,), against=("none",))
+    seeds = (2, 3, 4, 5, 33)  # in a set, 33 comes first
+    there = [*ends("none", LOW), *ends(PPO, HIGH), *ends("spo(3.0)", LOW)]
+    there = [replace(t, config={**t.config, "seed": seeds[t.seed]}) for t in there]
+    assert due(plan, comparison([replace(t, status=WAITING) for t in there])) == {t.name for t in there if t.seed < 5}
+    (d,) = decide(plan, comparison(there))
+    assert d.differs and d.difference.value == pytest.approx(np.mean(HIGH[:3]) - np.mean(LOW[:3]))
+
+
 def test_what_the_planned_trials_cannot_decide_is_refused():
     plan, planned = plan_for(seeds=(3, 5)), comparison([t for o in ("none", PPO, "drpo(0.2)") for t in ends(o, LOW)])
     require_possible(plan, planned)
