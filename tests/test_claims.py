@@ -317,14 +317,17 @@ def test_what_was_named_is_decided_and_nothing_else():
 
 def test_the_plan_chooses_the_correction():
     """A comparison without results has a p-value of 1 among the others."""
-    plan = plan_for(seeds=(5,), correction="benjamini_hochberg")
-    there = comparison([*ends("none", LOW), *ends("drpo(0.2)", HIGH), *ends(PPO, LOW[1:])])
-    raw = float(t_test(blocks(np.array([HIGH]) - np.array([LOW]))))
+    objectives = ("drpo(0.2)", "spo(3.0)", PPO)
+    plan = plan_for(seeds=(5,), objectives=objectives, against=("none",), correction="benjamini_hochberg")
+    there = comparison(
+        [*ends("none", LOW), *ends(objectives[0], HIGH), *ends(objectives[1], HIGH[::-1]), *ends(PPO, LOW[1:])]
+    )
+    raw = [float(t_test(blocks(np.array([of]) - np.array([LOW])))) for of in (HIGH, HIGH[::-1])]
     decisions = decide(plan, there)
-    assert [d.adjusted for d in decisions] == benjamini_hochberg(np.array([raw, 1.0, 1.0])).tolist()
-    assert [d.differs for d in decisions] == [True, False, False]
-    lines = list(claim_lines(plan, there))
-    assert "1 of 3 comparisons decided" in lines[0]
+    assert [d.adjusted for d in decisions] == benjamini_hochberg(np.array([*raw, 1.0])).tolist()
+    assert [d.differs for d in decisions] == [True, True, False]
+    assert decide(replace(plan, correction="holm"), there)[1].adjusted > decisions[1].adjusted
+    assert "expected share of false claims" in next(iter(claim_lines(plan, there)))
 
 
 def test_without_a_plan_nothing_is_claimed_and_afterwards_it_is_a_hypothesis():
