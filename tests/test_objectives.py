@@ -1118,6 +1118,7 @@ def test_defaults_are_the_programs() -> None:
     assert DRPOEff(alpha=1).alpha == 1
     assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
     assert dataclasses.astuple(RefKL()) == (0.2,)
+    assert dataclasses.astuple(SecondMoment()) == dataclasses.astuple(M2POAReaL()) == (0.04,)
     assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
 
 
@@ -1185,14 +1186,37 @@ def test_statistics_of_small_batches() -> None:
     one at least, and no masked one.
     """
     outward = make_tokens([-1.0, -1.1, -1.3], [-1.1, -1.3, -1.6], [1.0, 1.0, 1.0])
-    assert (gradient(M2PO(1.0), outward) != 0).all()
+    assert (gradient(M2PO(0.06), outward) != 0).all()
     assert (gradient(M2POAReaL(1e-3), outward) != 0).tolist() == [True, False, False]
+    assert (gradient(M2POAReaL(0.06), outward) != 0).all()
     few = make_tokens([-1.0, -2.0, -1.9], [-1.1, -2.1, -2.0], [1.0, -0.1, -0.1])
     plain = gradient(ImportanceSampling(), few)
     assert (gradient(KLCov(1e-6), few) != plain).tolist() == [True, False, False]
     masked = random_tokens([9, 9], masked=0.5)
     apart = gradient(KLCov(1.0), masked) - gradient(ImportanceSampling(), masked)
     assert torch.equal(apart.abs() > 0.5, masked.keep)
+
+
+def test_m2pos_budget_at_its_edges() -> None:
+    """A mean at the budget clips nothing, a winsorised one at it is beyond; a token that has not moved counts nowhere,
+    one that the sampler could not draw has moved without bound.
+    """
+    at_budget = make_tokens([-1.0, -1.0], [-1.5, -3.0], [1.0, 1.0])  # squares 0.25 and 4
+    assert M2PO(0.25)(at_budget).loss.tolist() == [-1.0, -1.0]
+    assert gradient(M2PO(0.25), take(at_budget, torch.tensor([0]))).item() == -math.exp(0.5)
+    unmoved = make_tokens([-1.0, -1.0], [-1.0, -1.3], [1.0, 1.0])
+    assert gradient(M2PO(0.05), unmoved).tolist() == [-1.0, 0.0]
+    assert gradient(M2PO(0.05, floor_high=0.5), unmoved)[1].item() == pytest.approx(-math.exp(0.3))
+    fallen = make_tokens([-1.3], [-1.0], [-1.0])
+    assert gradient(M2PO(0.05, floor_low=0.5), fallen).item() == pytest.approx(math.exp(-0.3))
+    never = make_tokens([-1.0, -1.0], [-1.1, -math.inf], [1.0, 1.0], dtype=torch.float32)
+    for tokens, a in (
+        (never, 1.0),
+        (dataclasses.replace(never, logp=never.behavior_logp, behavior_logp=never.logp), -1.0),
+    ):
+        tokens = dataclasses.replace(tokens, advantage=a * tokens.advantage)
+        assert gradient(M2PO(), tokens).tolist() == [0.0, 0.0]
+        assert M2PO()(tokens).loss.tolist() == pytest.approx([-a * math.exp(0.1 * a)] * 2)
 
 
 def test_a_penalty_may_count_nothing() -> None:
