@@ -1189,6 +1189,17 @@ def test_statistics_of_small_batches() -> None:
     assert (gradient(M2PO(0.06), outward) != 0).all()
     assert (gradient(M2POAReaL(1e-3), outward) != 0).tolist() == [True, False, False]
     assert (gradient(M2POAReaL(0.06), outward) != 0).all()
+    at_threshold = make_tokens([-1.0, -1.0], [-1.0, -1.5], [1.0, 1.0])
+    assert (gradient(M2POAReaL(0.125), at_threshold) != 0).tolist() == [True, False]
+    nothing = take(outward, torch.tensor([], dtype=torch.long))
+    for objective in (
+        M2PO(),
+        M2POAReaL(),
+        ClipCov(),
+        KLCov(),
+        Product(Reinforce(), (ImportanceWeight(cap=2, normalize=True),)),
+    ):
+        assert gradient(objective, nothing).shape == (0,)
     few = make_tokens([-1.0, -2.0, -1.9], [-1.1, -2.1, -2.0], [1.0, -0.1, -0.1])
     plain = gradient(ImportanceSampling(), few)
     assert (gradient(KLCov(1e-6), few) != plain).tolist() == [True, False, False]
