@@ -1230,8 +1230,34 @@ def test_m2pos_budget_at_its_edges() -> None:
         assert M2PO()(tokens).loss.tolist() == pytest.approx([-a * math.exp(0.1 * a)] * 2)
 
 
-def test_a_penalty_may_count_nothing() -> None:
-    assert DivergencePenalty("k3", 0).coefficient == 0
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ppo(0.0, 0.0, 1.1, 0.1)", "ppo(1.0, 0.1)", "gspo(0.0, 0.0)", "gspo(1.0, 0.1)", "penalty('k3', 0.0)"),
+        *("dppo(0.1, 0.1, 'tv', 0.1)", "mask(0.1)", "ipo(0.1, 0.1)", "icepop(0.0, 0.1)", "kpop(0.1)", "topr(0.1, 0.1)"),
+        *("cppo(0.1, 0.1, 0.1, 1, 0.1)", "cppo(0.1, 1.0)", "vespo(0.1, 0.1, 0.1, 0.1, 0.1)", "gmpo(0.0, 0.0)"),
+        *(
+            "drpo_eff(0.1, 'power', 'log_ratio', 0.0, 1.1, 0.1, 0.1, 0.1, 0.1)",
+            "m2po(0.1, 1.0, 0.0)",
+            "kl_cov(1.0, 0.1)",
+        ),
+        *(
+            "clip_cov(0.0, 0.0, 0.1, -9.0, -8.0)",
+            "clip_cov(1.0, 0.1, 1.0)",
+            "m2po_areal(0.1)",
+            "none*second_moment(0.1)",
+        ),
+        *("none*band(0.0, 0.1)", "none*reject('token_k1', 0.1, 0.0)", "none*binary_kl(0.1)", "none*opsm(0.1)"),
+        *("reinforce*weight('token', 0.1)", "reinforce*weight('token', None, 0.0, 0.1)", "0.1*none"),
+        *(
+            "reinforce*weight('token', 0.1, 0.0, None, False, 0.1)",
+            "reinforce*weight('token', None, 0.0, 0.1, False, 2.0)",
+        ),
+    ],
+)
+def test_the_ends_of_every_range_are_allowed(text: str) -> None:
+    objective = parse_spec(text, REGISTRY)
+    assert parse_spec(format_spec(objective, REGISTRY), REGISTRY) == objective
 
 
 @each_objective
