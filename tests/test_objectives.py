@@ -1181,6 +1181,23 @@ def test_a_quantile_is_linear_between_two_kept_tokens(q: float) -> None:
         assert torch.allclose(found[mine], want.expand(int(mine.sum())), rtol=1e-12)
 
 
+def test_statistics_of_a_sequence_are_of_its_kept_tokens() -> None:
+    """One of one token, one of many, and one of none, whose mean is 0; in any order."""
+    tokens = random_tokens([1, 3, 12, 2], masked=0.3)
+    keep = torch.where(tokens.sequence == 0, True, tokens.keep & (tokens.sequence != 3))
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    mixed = take(dataclasses.replace(tokens, keep=keep, position=torch.arange(18)), order)
+    sequences, x = Sequences.of(mixed), mixed.logp
+    assert sequences.position is mixed.position
+    for t, i in enumerate(mixed.sequence):
+        kept = mixed.keep & (mixed.sequence == i)
+        before = x[kept & (mixed.position < mixed.position[t])]
+        assert sequences.count(x)[t] == kept.sum() and sequences.sum(x)[t].item() == pytest.approx(float(x[kept].sum()))
+        assert sequences.mean(x)[t].item() == pytest.approx(float(x[kept].mean()) if kept.any() else 0.0)
+        assert sequences.max(x)[t] == (x[kept].max() if kept.any() else -math.inf)
+        assert sequences.before(x)[t].item() == pytest.approx(float(before.sum()))
+
+
 def test_statistics_of_small_batches() -> None:
     """M2PO clips nothing within its budget though every token moves outward; one token stays in AReaL's; KL-Cov chooses
     one at least, and no masked one.
