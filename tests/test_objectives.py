@@ -1196,6 +1196,8 @@ def test_statistics_of_a_sequence_are_of_its_kept_tokens() -> None:
         assert sequences.mean(x)[t].item() == pytest.approx(float(x[kept].mean()) if kept.any() else 0.0)
         assert sequences.max(x)[t] == (x[kept].max() if kept.any() else -math.inf)
         assert sequences.before(x)[t].item() == pytest.approx(float(before.sum()))
+    large = Sequences.of(make_tokens([-1.0] * 3, [-1.0] * 3, [1.0] * 3, sequence=[0, 1, 1]))
+    assert large.before(torch.tensor([1e8, 1.0, 1.0])).tolist() == [0.0, 0.0, 1.0]  # whatever is before in the batch
 
 
 def test_statistics_of_small_batches() -> None:
