@@ -1151,6 +1151,12 @@ def test_the_edges_of_masks_are_the_printed_ones() -> None:
     assert gradient(TOPR(2.0, 3.0), failed).item() == -3.0
     for a, kept in ((0.0, True), (-1.0, False)):
         assert (gradient(Product(K2(), (OPSM(0.1),)), probable(0.1, 0.5, a)).item() != 0) == kept
+    on_policy = probable(0.5, 0.5, 1.0)
+    for low, high in ((1.0, 2.0), (0.5, 1.0)):
+        for over in (*RATIOS, "every"):
+            assert gradient(Product(Reinforce(), (Band(low, high, over),)), on_policy).item() == -1
+        assert gradient(Product(Reinforce(), (Reject("token_k1", high, low),)), on_policy).item() == -1
+        assert gradient(IcePop(low, high), on_policy).item() == -1
     nothing = Product(Reinforce(), (ImportanceWeight("token", high=2.0, low=1.5, normalize=True),))
     assert (gradient(nothing, random_tokens([3], spread=0.0)) == 0).all()
     spent = make_tokens([math.log(0.9)] * 4 + [-1.0], [math.log(0.2)] * 4 + [-1.0], [1.0] * 5, sequence=[0] * 5)
