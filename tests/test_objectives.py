@@ -11,6 +11,8 @@ import itertools
 import json
 import math
 import random
+import re
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +68,7 @@ from drpo.objectives import (
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.objectives.composed import Proximal
 from drpo.objectives.factors import RATIOS, STATISTICS
 from drpo.objectives.sequences import Sequences
 from drpo.spec import format_spec, parse_spec
@@ -1185,6 +1188,48 @@ def test_a_quantile_is_linear_between_two_kept_tokens(q: float) -> None:
         mine = tokens.sequence == i
         want = torch.quantile(tokens.logp[mine & tokens.keep], q)
         assert torch.allclose(found[mine], want.expand(int(mine.sum())), rtol=1e-12)
+
+
+def test_what_is_composed_has_a_spec_or_is_refused() -> None:
+    both = Sum(((1.0, K2()), (2.0, Reinforce())))
+    refused: dict[str, Callable[[], object]] = {
+        "factors=(): write at least one": lambda: Product(K2(), ()),
+        "Sum within another: write a factor of each term": lambda: Product(both, (OPSM(0.1),)),
+        "must be factors": lambda: Product(K2(), (OPSM(0.1), K2())),  # type: ignore[arg-type]
+        "terms=(): a sum of objectives has no term": lambda: Sum(()),
+        "weight of a term=0.0": lambda: Sum(((0.0, K2()),)),
+        "Sum within another: write one sum of all terms": lambda: Sum(((1.0, both),)),
+        "Sum within another: write one 'proximal' in each term": lambda: Decoupled(both),
+        "Decoupled within another": lambda: Decoupled(Decoupled(K2())),
+        "is a factor": lambda: Decoupled(OPSM(0.1)),  # type: ignore[arg-type]
+        "proximal is no factor by itself": lambda: Proximal().factor(random_tokens([2])),
+        "factors=(Proximal(),): must be factors": lambda: Decoupled(K2(), (Proximal(),)),
+    }
+    for said, make in refused.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            make()
+    product = Product(TOPR(), (ImportanceWeight(cap=2.0, normalize=True),))
+    assert product.needs == {"score", "batch"} == Sum(((1.0, product), (1.0, K2()))).needs
+    assert Decoupled(product).needs == {"score", "batch", "proximal_logp"} == Decoupled(TOPR(), product.factors).needs
+    assert product.vanishes_at_zero_advantage and not Product(K2(), (OPSM(0.1),)).vanishes_at_zero_advantage
+
+
+def test_weights_are_rejected_and_normalised_as_printed() -> None:
+    """A lower bound rejects without an upper one; the mean is over tokens, or over sequences of any length."""
+
+    def weights(tokens: Tokens, *given: object) -> list[float]:
+        return (-gradient(Product(Reinforce(), (ImportanceWeight(*given),)), tokens)).tolist()  # type: ignore[arg-type]
+
+    assert ImportanceWeight("token", 2.0).out_of_region(probable(0.1, 0.5, 1.0)) is None
+    assert weights(probable(0.1, 0.5, 1.0), "token", 2.0, 0.5) == [0.0]
+    assert weights(probable(0.3, 0.5, 1.0), "token", 2.0, 0.5) == pytest.approx([0.6])
+    tokens = make_tokens([-1.0] * 4, [-1.1] * 4, [1.0] * 4, sequence=[0, 1, 1, 1])
+    one, three = math.exp(0.1), math.exp(0.3)
+    wanted = [2 * w / (one + three) for w in (one, three, three, three)]
+    assert weights(tokens, "sequence", 9.0, 0.0, None, True) == pytest.approx(wanted)
+    uneven = make_tokens([-1.0] * 3, [-1.1, -1.1, -1.3], [1.0] * 3, sequence=[0, 0, 1])
+    wanted = [3 * w / (2 * one + three) for w in (one, one, three)]
+    assert weights(uneven, "token", 9.0, 0.0, None, True) == pytest.approx(wanted)
 
 
 def test_statistics_of_a_sequence_are_of_its_kept_tokens() -> None:
