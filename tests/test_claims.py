@@ -488,6 +488,9 @@ def test_seeds_are_due_in_the_regime_and_at_the_rate_that_is_undecided(clear: di
     there = [*ends("none", LOW, **clear), *ends(PPO, HIGH, **clear)]
     there += [*ends("none", LOW, **unclear), *ends(PPO, TURNED, **unclear)]
     assert due(plan, comparison(there)) == {t.name for t in there if t.seed < 3 or unclear.items() <= t.config.items()}
+    over_both = replace(plan, regimes="all", test="sign_flip")
+    waiting = comparison([replace(t, status=WAITING) for t in there])
+    assert due(over_both, waiting) == {t.name for t in there if t.seed < 3}
 
 
 def test_the_first_seeds_are_the_smallest():
