@@ -68,7 +68,7 @@ def test_sign_flips_are_all_enumerated(values: list[float], alternative: str):
 
 def test_beyond_fourteen_seeds_sign_flips_are_drawn():
     assert float(sign_flip_test(blocks(np.ones((1, 14))))) == 2 / 2**14
-    many = blocks(np.linspace(0.1, 1.0, 15)[None])
+    many = blocks(np.linspace(-0.5, 1.0, 15)[None])
     p = float(sign_flip_test(many))
     counted = p * (2**14 + 1)
     assert p == float(sign_flip_test(many)) and 1.99 < counted == pytest.approx(round(counted))
