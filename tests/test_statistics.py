@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same_interval_another_seed_another(strata: list
     assert stratified_interval(strata, resamples=100) == stratified_interval(strata, resamples=100)
     wide = [[0.0, 1.0, 3.0, 7.0, 15.0]]
     assert len({stratified_interval(wide, resamples=30, seed=i).low for i in range(5)}) > 1
+    assert stratified_interval(wide, resamples=10) != stratified_interval(wide, resamples=500)
 
 
 @given(strata=some_strata)
