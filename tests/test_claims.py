@@ -452,7 +452,9 @@ def test_a_look_is_read_when_all_its_seeds_are_there_and_what_it_decided_stays()
     apart = blocks(np.array([HIGH[:3]]) - np.array([LOW[:3]]))
     bounds = early.difference.low, early.difference.high
     assert bounds == pytest.approx([float(x) for x in t_interval_of(apart, early.confidence)])
-    assert decide(replace(plan, seeds=(5,)), comparison(there))[0].confidence == 0.95
+    late_gain = [x + gain for x, gain in zip(LOW, (0.3, 0.05, 0.35, 0.33, 0.33), strict=True)]
+    (d,) = decide(plan, comparison([*ends("none", LOW), *ends(PPO, late_gain)]))
+    assert (d.seeds, d.differs, d.confidence) == (5, True, 0.95)
 
 
 def test_seeds_are_due_where_a_comparison_is_undecided():
