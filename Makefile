@@ -28,7 +28,7 @@ help:
 	@echo "make bench-check  measure the short ones again: is a ratio more than 10 % above the committed one? (minutes)"
 	@echo "make gpu-day    check and measure what a GPU must show, in ten minutes of one"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
-	@echo "make mutants    change objectives, operators, batches and credit in every small way; tests/mutants.md judges what lives (hours)"
+	@echo "make mutants    change objectives, operators, batches, credit and statistics in every small way; tests/mutants.md judges what lives (hours)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff put the code in order"
 	@echo "make docs       build the documentation's site into site/, in an environment of its own ($(DOCS))"

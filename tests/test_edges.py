@@ -25,6 +25,7 @@ from drpo.objectives import (
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.objectives.contract import unchecked
 from drpo.ops import Head, linear_divergence, linear_logprob
 from drpo.spec import parse_spec
 from drpo.train.metrics import token_metrics
@@ -311,6 +312,48 @@ def test_diagnose_finds_what_is_wrong_and_no_more() -> None:
             assert diagnose(tokens) == []
     assert "every advantage is 0" in diagnose(some(advantage=torch.zeros(4)))[0]
     assert "behavior_logp is -inf at 4 of 4" in diagnose(some(behavior_logp=torch.full((4,), NEVER)))[0]
+
+
+def test_diagnose_counts_what_is_broken() -> None:
+    """Also where `Tokens` checks no values, as on a GPU."""
+
+    def said(n: int = 4, **columns: Tensor) -> list[str]:
+        return [line.partition(":")[0] for line in diagnose(unchecked(**vars(some(n)) | columns))]
+
+    rising, broken = torch.arange(4.0), torch.tensor([-1.0, math.nan, 0.5, NEVER])
+    assert said(advantage=rising) == said(1) == []
+    assert said(keep=torch.zeros(4).bool()) == ["no token is kept"]
+    kinds = [f"logp is {kind} at 1 of 4 tokens" for kind in ("NaN", "positive", "-inf")]
+    assert said(logp=broken, advantage=rising) == kinds
+    assert said(behavior_logp=broken, advantage=0 * rising)[2:] == [f"behavior_{kinds[2]}", "every advantage is 0"]
+    assert said(advantage=torch.tensor([1.0, math.inf, math.nan, 0.0])) == ["advantage is not finite at 2 of 4 tokens"]
+    assert said(advantage=torch.full((4,), 2.0)) == ["every advantage is 2"]
+    capped = -torch.tensor([22.0] + [1.0] * 99)
+    assert said(100, behavior_logp=capped, advantage=capped) == ["1.0% of the ratios are beyond e^20"]
+    one_in_thousand = torch.cat([capped, -torch.ones(900)])
+    assert said(1000, behavior_logp=one_in_thousand, advantage=one_in_thousand) == []
+
+
+@pytest.mark.parametrize(
+    ("ratios", "wrong"),
+    [
+        ([0.6] * 199, False),  # too few
+        ([0.6] * 200, True),
+        ([1.04] * 200, False),
+        ([1.06] * 200, True),
+        ([0.7, 1.7] * 100, True),  # 5 standard errors are 0.18
+        ([0.6, 1.8] * 100, False),  # 0.21
+        ([0.1] * 999 + [5.0], False),  # a large ratio that is rarely drawn is missing, most likely
+        ([1.1] * 999 + [5.0], True),
+    ],
+)
+def test_the_mean_ratio_is_judged_by_its_own_noise(ratios: list[float], wrong: bool) -> None:
+    logp = torch.tensor(ratios).log() - 3
+    found = diagnose(
+        some(len(ratios), logp=logp, behavior_logp=torch.full_like(logp, -3), advantage=torch.arange(len(ratios)) - 1.0)
+    )
+    mean = sum(ratios) / len(ratios)
+    assert [line[:24] for line in found] == [f"the mean of pi/mu is {mean:.2f}"[:24]] * wrong
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, NEVER, 0.5])

@@ -11,6 +11,8 @@ import itertools
 import json
 import math
 import random
+import re
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +68,7 @@ from drpo.objectives import (
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.objectives.composed import Proximal
 from drpo.objectives.factors import RATIOS, STATISTICS
 from drpo.objectives.sequences import Sequences
 from drpo.spec import format_spec, parse_spec
@@ -1118,6 +1121,7 @@ def test_defaults_are_the_programs() -> None:
     assert DRPOEff(alpha=1).alpha == 1
     assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
     assert dataclasses.astuple(RefKL()) == (0.2,)
+    assert dataclasses.astuple(SecondMoment()) == dataclasses.astuple(M2POAReaL()) == (0.04,)
     assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
 
 
@@ -1150,6 +1154,12 @@ def test_the_edges_of_masks_are_the_printed_ones() -> None:
     assert gradient(TOPR(2.0, 3.0), failed).item() == -3.0
     for a, kept in ((0.0, True), (-1.0, False)):
         assert (gradient(Product(K2(), (OPSM(0.1),)), probable(0.1, 0.5, a)).item() != 0) == kept
+    on_policy = probable(0.5, 0.5, 1.0)
+    for low, high in ((1.0, 2.0), (0.5, 1.0)):
+        for over in (*RATIOS, "every"):
+            assert gradient(Product(Reinforce(), (Band(low, high, over),)), on_policy).item() == -1
+        assert gradient(Product(Reinforce(), (Reject("token_k1", high, low),)), on_policy).item() == -1
+        assert gradient(IcePop(low, high), on_policy).item() == -1
     nothing = Product(Reinforce(), (ImportanceWeight("token", high=2.0, low=1.5, normalize=True),))
     assert (gradient(nothing, random_tokens([3], spread=0.0)) == 0).all()
     spent = make_tokens([math.log(0.9)] * 4 + [-1.0], [math.log(0.2)] * 4 + [-1.0], [1.0] * 5, sequence=[0] * 5)
@@ -1180,13 +1190,86 @@ def test_a_quantile_is_linear_between_two_kept_tokens(q: float) -> None:
         assert torch.allclose(found[mine], want.expand(int(mine.sum())), rtol=1e-12)
 
 
+def test_what_is_composed_has_a_spec_or_is_refused() -> None:
+    both = Sum(((1.0, K2()), (2.0, Reinforce())))
+    refused: dict[str, Callable[[], object]] = {
+        "factors=(): write at least one": lambda: Product(K2(), ()),
+        "Sum within another: write a factor of each term": lambda: Product(both, (OPSM(0.1),)),
+        "must be factors": lambda: Product(K2(), (OPSM(0.1), K2())),  # type: ignore[arg-type]
+        "terms=(): a sum of objectives has no term": lambda: Sum(()),
+        "weight of a term=0.0": lambda: Sum(((0.0, K2()),)),
+        "Sum within another: write one sum of all terms": lambda: Sum(((1.0, both),)),
+        "Sum within another: write one 'proximal' in each term": lambda: Decoupled(both),
+        "Decoupled within another": lambda: Decoupled(Decoupled(K2())),
+        "is a factor": lambda: Decoupled(OPSM(0.1)),  # type: ignore[arg-type]
+        "proximal is no factor by itself": lambda: Proximal().factor(random_tokens([2])),
+        "factors=(Proximal(),): must be factors": lambda: Decoupled(K2(), (Proximal(),)),
+    }
+    for said, make in refused.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            make()
+    product = Product(TOPR(), (ImportanceWeight(cap=2.0, normalize=True),))
+    assert product.needs == {"score", "batch"} == Sum(((1.0, product), (1.0, K2()))).needs
+    assert Decoupled(product).needs == {"score", "batch", "proximal_logp"} == Decoupled(TOPR(), product.factors).needs
+    assert product.vanishes_at_zero_advantage and not Product(K2(), (OPSM(0.1),)).vanishes_at_zero_advantage
+
+
+def test_weights_are_rejected_and_normalised_as_printed() -> None:
+    """A lower bound rejects without an upper one; the mean is over tokens, or over sequences of any length."""
+
+    def weights(tokens: Tokens, *given: object) -> list[float]:
+        return (-gradient(Product(Reinforce(), (ImportanceWeight(*given),)), tokens)).tolist()  # type: ignore[arg-type]
+
+    assert ImportanceWeight("token", 2.0).out_of_region(probable(0.1, 0.5, 1.0)) is None
+    assert weights(probable(0.1, 0.5, 1.0), "token", 2.0, 0.5) == [0.0]
+    assert weights(probable(0.3, 0.5, 1.0), "token", 2.0, 0.5) == pytest.approx([0.6])
+    tokens = make_tokens([-1.0] * 4, [-1.1] * 4, [1.0] * 4, sequence=[0, 1, 1, 1])
+    one, three = math.exp(0.1), math.exp(0.3)
+    wanted = [2 * w / (one + three) for w in (one, three, three, three)]
+    assert weights(tokens, "sequence", 9.0, 0.0, None, True) == pytest.approx(wanted)
+    uneven = make_tokens([-1.0] * 3, [-1.1, -1.1, -1.3], [1.0] * 3, sequence=[0, 0, 1])
+    wanted = [3 * w / (2 * one + three) for w in (one, one, three)]
+    assert weights(uneven, "token", 9.0, 0.0, None, True) == pytest.approx(wanted)
+
+
+def test_statistics_of_a_sequence_are_of_its_kept_tokens() -> None:
+    """One of one token, one of many, and one of none, whose mean is 0; in any order."""
+    tokens = random_tokens([1, 3, 12, 2], masked=0.3)
+    keep = torch.where(tokens.sequence == 0, True, tokens.keep & (tokens.sequence != 3))
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    mixed = take(dataclasses.replace(tokens, keep=keep, position=torch.arange(18)), order)
+    sequences, x = Sequences.of(mixed), mixed.logp
+    assert sequences.position is mixed.position
+    for t, i in enumerate(mixed.sequence):
+        kept = mixed.keep & (mixed.sequence == i)
+        before = x[kept & (mixed.position < mixed.position[t])]
+        assert sequences.count(x)[t] == kept.sum() and sequences.sum(x)[t].item() == pytest.approx(float(x[kept].sum()))
+        assert sequences.mean(x)[t].item() == pytest.approx(float(x[kept].mean()) if kept.any() else 0.0)
+        assert sequences.max(x)[t] == (x[kept].max() if kept.any() else -math.inf)
+        assert sequences.before(x)[t].item() == pytest.approx(float(before.sum()))
+    large = Sequences.of(make_tokens([-1.0] * 3, [-1.0] * 3, [1.0] * 3, sequence=[0, 1, 1]))
+    assert large.before(torch.tensor([1e8, 1.0, 1.0])).tolist() == [0.0, 0.0, 1.0]  # whatever is before in the batch
+
+
 def test_statistics_of_small_batches() -> None:
     """M2PO clips nothing within its budget though every token moves outward; one token stays in AReaL's; KL-Cov chooses
     one at least, and no masked one.
     """
     outward = make_tokens([-1.0, -1.1, -1.3], [-1.1, -1.3, -1.6], [1.0, 1.0, 1.0])
-    assert (gradient(M2PO(1.0), outward) != 0).all()
+    assert (gradient(M2PO(0.06), outward) != 0).all()
     assert (gradient(M2POAReaL(1e-3), outward) != 0).tolist() == [True, False, False]
+    assert (gradient(M2POAReaL(0.06), outward) != 0).all()
+    at_threshold = make_tokens([-1.0, -1.0], [-1.0, -1.5], [1.0, 1.0])
+    assert (gradient(M2POAReaL(0.125), at_threshold) != 0).tolist() == [True, False]
+    nothing = take(outward, torch.tensor([], dtype=torch.long))
+    for objective in (
+        M2PO(),
+        M2POAReaL(),
+        ClipCov(),
+        KLCov(),
+        Product(Reinforce(), (ImportanceWeight(cap=2, normalize=True),)),
+    ):
+        assert gradient(objective, nothing).shape == (0,)
     few = make_tokens([-1.0, -2.0, -1.9], [-1.1, -2.1, -2.0], [1.0, -0.1, -0.1])
     plain = gradient(ImportanceSampling(), few)
     assert (gradient(KLCov(1e-6), few) != plain).tolist() == [True, False, False]
@@ -1195,8 +1278,56 @@ def test_statistics_of_small_batches() -> None:
     assert torch.equal(apart.abs() > 0.5, masked.keep)
 
 
-def test_a_penalty_may_count_nothing() -> None:
-    assert DivergencePenalty("k3", 0).coefficient == 0
+def test_m2pos_budget_at_its_edges() -> None:
+    """A mean at the budget clips nothing, a winsorised one at it is beyond; a token that has not moved counts nowhere,
+    one that the sampler could not draw has moved without bound.
+    """
+    at_budget = make_tokens([-1.0, -1.0], [-1.5, -3.0], [1.0, 1.0])  # squares 0.25 and 4
+    assert M2PO(0.25)(at_budget).loss.tolist() == [-1.0, -1.0]
+    assert gradient(M2PO(0.25), take(at_budget, torch.tensor([0]))).item() == -math.exp(0.5)
+    unmoved = make_tokens([-1.0, -1.0], [-1.0, -1.3], [1.0, 1.0])
+    assert gradient(M2PO(0.05), unmoved).tolist() == [-1.0, 0.0]
+    assert gradient(M2PO(0.05, floor_high=0.5), unmoved)[1].item() == pytest.approx(-math.exp(0.3))
+    fallen = make_tokens([-1.3], [-1.0], [-1.0])
+    assert gradient(M2PO(0.05, floor_low=0.5), fallen).item() == pytest.approx(math.exp(-0.3))
+    never = make_tokens([-1.0, -1.0], [-1.1, -math.inf], [1.0, 1.0], dtype=torch.float32)
+    for tokens, a in (
+        (never, 1.0),
+        (dataclasses.replace(never, logp=never.behavior_logp, behavior_logp=never.logp), -1.0),
+    ):
+        tokens = dataclasses.replace(tokens, advantage=a * tokens.advantage)
+        assert gradient(M2PO(), tokens).tolist() == [0.0, 0.0]
+        assert M2PO()(tokens).loss.tolist() == pytest.approx([-a * math.exp(0.1 * a)] * 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ppo(0.0, 0.0, 1.1, 0.1)", "ppo(1.0, 0.1)", "gspo(0.0, 0.0)", "gspo(1.0, 0.1)", "penalty('k3', 0.0)"),
+        *("dppo(0.1, 0.1, 'tv', 0.1)", "mask(0.1)", "ipo(0.1, 0.1)", "icepop(0.0, 0.1)", "kpop(0.1)", "topr(0.1, 0.1)"),
+        *("cppo(0.1, 0.1, 0.1, 1, 0.1)", "cppo(0.1, 1.0)", "vespo(0.1, 0.1, 0.1, 0.1, 0.1)", "gmpo(0.0, 0.0)"),
+        *(
+            "drpo_eff(0.1, 'power', 'log_ratio', 0.0, 1.1, 0.1, 0.1, 0.1, 0.1)",
+            "m2po(0.1, 1.0, 0.0)",
+            "kl_cov(1.0, 0.1)",
+        ),
+        *(
+            "clip_cov(0.0, 0.0, 0.1, -9.0, -8.0)",
+            "clip_cov(1.0, 0.1, 1.0)",
+            "m2po_areal(0.1)",
+            "none*second_moment(0.1)",
+        ),
+        *("none*band(0.0, 0.1)", "none*reject('token_k1', 0.1, 0.0)", "none*binary_kl(0.1)", "none*opsm(0.1)"),
+        *("reinforce*weight('token', 0.1)", "reinforce*weight('token', None, 0.0, 0.1)", "0.1*none"),
+        *(
+            "reinforce*weight('token', 0.1, 0.0, None, False, 0.1)",
+            "reinforce*weight('token', None, 0.0, 0.1, False, 2.0)",
+        ),
+    ],
+)
+def test_the_ends_of_every_range_are_allowed(text: str) -> None:
+    objective = parse_spec(text, REGISTRY)
+    assert parse_spec(format_spec(objective, REGISTRY), REGISTRY) == objective
 
 
 @each_objective

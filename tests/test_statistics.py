@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same_interval_another_seed_another(strata: list
     assert stratified_interval(strata, resamples=100) == stratified_interval(strata, resamples=100)
     wide = [[0.0, 1.0, 3.0, 7.0, 15.0]]
     assert len({stratified_interval(wide, resamples=30, seed=i).low for i in range(5)}) > 1
+    assert stratified_interval(wide, resamples=10) != stratified_interval(wide, resamples=500)
 
 
 @given(strata=some_strata)
@@ -116,6 +117,8 @@ def test_no_bounds_where_values_do_not_say_how_they_vary(make):
         assert found.n == 0 and math.isnan(found.value) and math.isnan(found.low)
     assert make([[0.1, 0.1, 0.1]]) == Interval(make([[0.1, 0.1, 0.1]]).value, *[pytest.approx(0.1)] * 2, 3)
     assert bounds(make([[], [1.0, 1.0]])) == (1.0, 1.0)
+    one_varies = make([[1.0, 1.0], [0.0, 2.0]])
+    assert one_varies.low < one_varies.high
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
@@ -125,6 +128,7 @@ def test_a_value_that_is_not_finite_is_refused(wrong: float):
         lambda: t_interval([[1.0, wrong]]),
         lambda: paired_difference({"x": {0: wrong}}, {"x": {0: 1.0}}),
         lambda: probability_of_improvement([[1.0]], [[wrong]]),
+        lambda: probability_of_improvement([[wrong]], [[1.0]]),
         lambda: area_under_curve([0], [wrong]),
         lambda: steps_to([0, 1], [wrong, 1.0], 0.5),
     ):
@@ -169,12 +173,12 @@ def test_t_interval_of_two_strata_is_welchs():
 
 def test_pairs_are_matched_by_stratum_and_seed():
     a = {"x": {2: 5.0, 0: 1.0, 1: 2.0}, "y": {0: 10.0, 1: 20.0}, "only a": {0: 1.0}}
-    b = {"y": {1: 19.5, 0: 8.0, 7: 0.0}, "x": {1: 1.0, 0: 1.5, 2: 3.0}}
-    found = paired_difference(a, b)
+    b = {"y": {1: 19.5, 0: 8.0, 7: 0.0}, "x": {1: 1.0, 0: 1.5, 2: 3.0}, "only b": {0: 1.0}}
+    found = paired_difference(a, b, 0.9, resamples=100, seed=3)
     differences = [[-0.5, 1.0, 2.0], [2.0, 0.5]]
-    assert found.left_out == 2  # "only a", and seed 7
-    assert found.bootstrap == stratified_interval(differences, np.mean)
-    assert found.t == t_interval(differences)
+    assert found.left_out == 3  # "only a", "only b", and seed 7
+    assert found.bootstrap == stratified_interval(differences, np.mean, 0.9, resamples=100, seed=3)
+    assert found.t == t_interval(differences, 0.9)
     assert found.bootstrap.value == 1.0
 
 
@@ -203,6 +207,7 @@ def test_probability_of_improvement_is_mann_whitneys(a: list[list[float]], seed:
     assert 0 <= found.low <= found.high <= 1
     assert probability_of_improvement(b, a, resamples=100).value == pytest.approx(1 - found.value)
     assert found.n == sum(map(len, a + b))
+    assert probability_of_improvement(a[::-1], b[::-1], resamples=100) == found
 
 
 def test_bounds_of_improvement_are_those_of_all_resamples():

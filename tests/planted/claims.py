@@ -76,6 +76,37 @@ def _worse_half(right: Any) -> Any:
     return lambda scores: right({rate: [-x for x in of] for rate, of in scores.items()})
 
 
+def _empty_regimes_count(right: Any) -> Any:
+    def blocks(differences: Any) -> Any:
+        from dataclasses import replace
+
+        import numpy as np
+
+        parts = right(differences)
+        regimes = differences.shape[-2]
+        there = (~np.isnan(differences)).any(-1).sum(-1)[..., None]
+        return replace(parts, sums=parts.sums * there / regimes, weights=parts.weights * there / regimes)
+
+    return blocks
+
+
+def _everywhere(right: Any) -> Any:
+    def of(comparison: Any, contrast: Any, n: int) -> Any:
+        both = [trial for trial in comparison.trials if trial.objective in (contrast.of, contrast.against)]
+        first = sorted({trial.seed for trial in both})[:n]
+        return {trial.name for trial in both if trial.seed in first}
+
+    return of
+
+
+def _no_seed_left(right: Any) -> Any:
+    def seeds_per_round(n_rates: int, n_seeds: int) -> Any:
+        rounds = len(right(n_rates, n_seeds))
+        return tuple(n_seeds >> (rounds - 1 - i) for i in range(rounds))
+
+    return seeds_per_round
+
+
 REPLACEMENTS = (
     Replacement(
         "a two-sided p-value is that of one side",
@@ -136,5 +167,35 @@ REPLACEMENTS = (
         "drpo.lab.halving:better_half",
         _worse_half,
         (f"{CLAIMS}test_rates_are_halved_by_the_rounds_own_seeds",),
+    ),
+    Replacement(
+        "a regime without a pair takes its share of the weight",
+        "drpo.lab.paired:blocks",
+        _empty_regimes_count,
+        (f"{CLAIMS}test_a_missing_pair_takes_no_weight_and_every_regime_weighs_the_same",),
+    ),
+    Replacement(
+        "seeds are added in decided regimes too",
+        "drpo.lab.looks:_of",
+        _everywhere,
+        (f"{CLAIMS}test_seeds_are_due_in_the_regime_and_at_the_rate_that_is_undecided",),
+    ),
+    Replacement(
+        "every plan is corrected by Holm's rule",
+        "drpo.lab.multiple:decided",
+        lambda right: lambda differ, equivalent, levels, correction="holm": right(differ, equivalent, levels),
+        (f"{CLAIMS}test_the_plan_chooses_the_correction",),
+    ),
+    Replacement(
+        "the power of equivalence is Student's whatever the test",
+        "drpo.lab.power:equivalence_power",
+        lambda right: lambda seeds, level, margin, test="t": right(seeds, level, margin),
+        (f"{CLAIMS}test_few_seeds_decide_nothing_by_sign_flips_however_clear",),
+    ),
+    Replacement(
+        "the first rounds of tuning have no seed",
+        "drpo.lab.halving:seeds_per_round",
+        _no_seed_left,
+        (f"{CLAIMS}test_each_round_halves_the_rates_and_doubles_the_seeds",),
     ),
 )

@@ -297,7 +297,7 @@ def _common(a: Of, b: Of, names: str) -> list[Stratum]:
 
 def _runs(of: Of, stratum: Stratum) -> dict[int, Trial]:
     """Return the trials of an objective in a stratum; one without a rate has a single one."""
-    return next((t for (regime, r), t in of.items() if regime == stratum[0] and stratum[1] in (None, r)), {})
+    return next(t for (regime, r), t in of.items() if regime == stratum[0] and stratum[1] in (None, r))
 
 
 def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:

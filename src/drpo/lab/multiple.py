@@ -77,7 +77,7 @@ def holm_with_equivalence(differ: Array, equivalent: Array) -> tuple[Array, Arra
             among = larger.copy()
             among[..., i] = p[..., i]
             columns.append(holm(among)[..., i])
-        return np.stack(columns, axis=-1) if columns else p
+        return np.stack(columns, axis=-1)
 
     return adjusted(differ), adjusted(equivalent)
 

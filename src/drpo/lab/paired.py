@@ -219,7 +219,5 @@ def barnard(collapsed: tuple[int, int], runs: tuple[int, int]) -> float:
 
     Source: G. A. Barnard, Biometrika 34 (1947); `scipy.stats.barnard_exact`.
     """
-    if sum(collapsed) in (0, sum(runs)):
-        return 1.0
     table = [list(collapsed), [n - k for k, n in zip(collapsed, runs, strict=True)]]
     return float(stats.barnard_exact(table).pvalue)

@@ -137,7 +137,6 @@ class Reject:
 
     def __post_init__(self) -> None:
         require_one_of("statistic", self.statistic, STATISTICS)
-        require("high", self.high, above=0)
         require("low", self.low, above=0, closed=True)
         if self.low and not self.statistic.endswith("k1"):
             raise InputError(f"low={self.low!r}: {self.statistic} has an upper bound alone; leave it out")
