@@ -104,12 +104,17 @@ test-vllm: setup-vllm
 	.adapters/others/bin/python -m pip install --quiet --no-deps --target $(@D) openrlhf==$*
 	@touch $@
 
+.adapters/skyrl-%/.ready: .adapters/skyrl/.ready
+	.adapters/skyrl/bin/python -m pip install --quiet --no-deps --target $(@D) skyrl==$*
+	@touch $@
+
 .adapters/tinker-%/.ready: .adapters/skyrl/.ready
 	.adapters/skyrl/bin/python -m pip install --quiet --no-deps --target $(@D) tinker==$*
 	@touch $@
 
 TRL_OLDER := 1.10.0 1.14.2
 OPENRLHF_OLDER := 0.11.0 0.11.1
+SKYRL_OLDER := 0.3.0
 TINKER_OLDER := 0.32.0
 # SkyRL needs Python 3.12; `make test-skyrl PYTHON_skyrl=/path/to/python3.12` where none is found.
 PYTHON_skyrl ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
@@ -135,8 +140,11 @@ test-openrlhf-cluster: .adapters/openrlhf_vllm/.ready
 	.adapters/openrlhf_vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.adapters/openrlhf_vllm/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf_cluster.py
 
-test-skyrl: .adapters/skyrl/.ready $(TINKER_OLDER:%=.adapters/tinker-%/.ready)
+test-skyrl: .adapters/skyrl/.ready $(SKYRL_OLDER:%=.adapters/skyrl-%/.ready) $(TINKER_OLDER:%=.adapters/tinker-%/.ready)
 	.adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py tests/adapters/test_tinker*.py
+	for version in $(SKYRL_OLDER); do \
+	    PYTHONPATH=$(CURDIR)/.adapters/skyrl-$$version .adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py || exit 1; \
+	done
 	for version in $(TINKER_OLDER); do \
 	    PYTHONPATH=.adapters/tinker-$$version .adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_tinker*.py || exit 1; \
 	done

@@ -242,7 +242,7 @@ def look(actor):
 def instead_of_training(module, run_name, alter_sys):
     from openrlhf.trainer.ray import ppo_actor
     actor = ppo_actor.PolicyModelActor.options(num_gpus=0).remote(1, 0, None, None)
-    seen = ray.get(actor.__ray_call__.remote(look), timeout=120)
+    seen = ray.get(actor.__ray_call__.remote(look), timeout=600)
     bare = ray.get(ray.remote(lambda: "openrlhf.trainer.ray.ppo_actor" in sys.modules).remote())
     print(json.dumps({"module": module, "seen": seen, "bare": bare}))
 

@@ -19,7 +19,8 @@ def test_every_framework_that_is_called_tested_is_in_it():
     for result in results:
         versions.setdefault(result["framework"].split(",")[0].split(" (")[0], set()).add(result["version"])
     assert versions["TRL"] == {"1.10.0", "1.14.2", "1.16.0"} and versions["verl"] == {"0.9.1"}
-    assert {"SkyRL", "Tinker", "prime-rl", "OpenRLHF"} <= set(versions)
+    assert versions["SkyRL"] == {"0.3.0", "0.4.0"} and versions["Tinker"] == {"0.32.0", "0.38.0"}
+    assert {"prime-rl", "OpenRLHF"} <= set(versions)
     for result in results:
         assert len(set(result["error"]) & set(SPECS)) >= 4, result["framework"]
 

@@ -46,6 +46,7 @@ from drpo.adapters import skyrl  # noqa: E402
 
 VERSION = metadata.version("skyrl")
 SINCE_0_4 = "rollout_expert_indices" not in {field.name for field in fields(TurnOutput)}
+MASK_FIELD = "response_mask" if SINCE_0_4 else "action_mask"  # of SkyRL's Experience
 MAX_SEQ_LEN = 16
 PROMPTS = [(0, 2), (2, 4)]
 MICRO = 2
@@ -149,8 +150,8 @@ def experience(batch: Rows, advantages: Tensor, sampler: Tensor | None) -> Exper
     whole = torch.ones(n_rows, length + 1, dtype=torch.long)
     return Experience(
         sequences=whole, action_log_probs=None, base_action_log_probs=None, values=None, returns=None,
-        advantages=advantages, attention_mask=whole, loss_mask=batch.keep.long(), action_mask=batch.keep.long(),
-        rollout_logprobs=sampler, rollout_expert_indices=None, num_actions=length, info=None,
+        advantages=advantages, attention_mask=whole, loss_mask=batch.keep.long(), rollout_logprobs=sampler,
+        rollout_expert_indices=None, num_actions=length, info=None, **{MASK_FIELD: batch.keep.long()},
     )  # fmt: skip
 
 
@@ -323,7 +324,7 @@ def test_a_worker_process_gets_the_loss_from_the_registry(cluster: None):
             cfg.trainer.algorithm, batch.logp, batch.behavior_logp, scaled_advantages(batch, "sequence_mean"),
             batch.keep.long(),
         ),
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
     assert unknown and seen["drpo/unscored"] == 0
     wanted = direct_gradient("drpo(0.2)", batch, counted(batch, "sequence_mean"))
@@ -336,7 +337,7 @@ def launched(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     places = [f"trainer.{name}_path={folder / name}" for name in ("log", "export", "ckpt")]
     command = [sys.executable, "-m", "skyrl.train.entrypoints.main_base", override, *places, CONSOLE, *words]
     env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder, env=env)
 
 
 def test_skyrls_command_reaches_its_experiment(tmp_path: Path):
@@ -345,6 +346,7 @@ def test_skyrls_command_reaches_its_experiment(tmp_path: Path):
     done = launched(tmp_path, f"{skyrl.FIELD}=drpo(0.2)", f"trainer.policy.model.path={missing}")
     assert done.returncode == 1
     assert "BasePPOExp(cfg).run()" in done.stderr and str(missing) in done.stderr
+    assert str(Path(skyrl.trainer.__file__).parent) in done.stderr  # this SkyRL's, of the versions on the path
 
 
 def test_skyrls_command_refuses_in_one_line(tmp_path: Path):
@@ -362,6 +364,7 @@ UNFIT = {
     "trainer.algorithm.use_tis=true": r"use_tis\) is on",
     "trainer.fully_async.enabled=true": r"fully_async\.enabled=true: .*drpo\.adapters\.skyrl\.register",
     "generator.use_conversation_multi_turn=false": r"use_conversation_multi_turn=false: .*set it to true",
+    "generator.chat_template.name_or_path=qwen3_with_thinking": r"name_or_path=qwen3_with_thinking: .*set it to null",
     "generator.sampling_params.top_p=0.9": r"sampling_params\.top_p=0\.9: .* set it to 1\.0",
     "generator.sampling_params.top_k=50": r"sampling_params\.top_k=50: .* set it to -1",
     "generator.sampling_params.min_p=0.1": r"sampling_params\.min_p=0\.1: .* set it to 0\.0",
@@ -389,6 +392,45 @@ def test_engines_of_either_role_must_report_what_they_sample_with(role: str):
     skyrl.check(configured(*words, *both))
     with pytest.raises(InputError, match=f"set {engine}.{role}_init_kwargs.logprobs_mode=processed_logprobs"):
         skyrl.check(configured(*words, *(word for word in both if role not in word)))
+
+
+REPLAY = (
+    "trainer.algorithm.enable_sample_support_replay",
+    "generator.inference_engine.enable_return_sample_support_set",
+)
+
+
+@pytest.mark.skipif(not SINCE_0_4, reason="the trainer replays the sampler's truncation since SkyRL 0.4")
+def test_a_truncation_is_fit_where_the_trainer_replays_it():
+    truncated = ["generator.sampling_params.top_k=20", "generator.sampling_params.top_p=0.9"]
+    recorded, both = f"{REPLAY[1]}=true", [f"{name}=true" for name in REPLAY]
+    skyrl.check(configured(*truncated, *both))
+    skyrl.check(configured(*truncated, *both, "generator.sampling_params.temperature=0.7"))
+    with pytest.raises(InputError, match=r"sampling_params\.top_p=0\.9: .* set it to 1\.0"):
+        skyrl.check(configured(*truncated, recorded))
+    raw = "generator.inference_engine.engine_init_kwargs.logprobs_mode=raw_logprobs"
+    with pytest.raises(InputError, match=r"set generator\..*\.logprobs_mode=processed_logprobs"):
+        skyrl.check(configured(*truncated, *both, raw))
+
+
+@pytest.mark.skipif(not SINCE_0_4, reason="the trainer replays the sampler's truncation since SkyRL 0.4")
+def test_the_replayed_policy_is_the_truncated_sampler():
+    """Where they have the same weights, SkyRL's score is the log-probability among the tokens that were kept."""
+    from skyrl.backends.skyrl_train.utils.sample_support_replay import sample_support_scores
+
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    kept = logits.topk(4).indices.int()
+    kept[0, 2:] = -1  # top_p kept fewer
+    sampled = kept[:, 1].long()
+    scores = sample_support_scores(
+        logits.unsqueeze(0), sampled.unsqueeze(0), kept.unsqueeze(0), vocab_start_index=0, vocab_end_index=12,
+        tp_group=None,
+    )  # fmt: skip
+    hidden = torch.full_like(logits, -torch.inf)
+    for row, ids in enumerate(kept.tolist()):
+        hidden[row, [i for i in ids if i >= 0]] = 0
+    wanted = (logits + hidden).log_softmax(-1).gather(1, sampled.unsqueeze(1))[:, 0]
+    assert torch.allclose(scores.logprobs[0], wanted, atol=1e-6)
 
 
 def test_fit_configurations_are_not():

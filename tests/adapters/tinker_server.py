@@ -1,8 +1,9 @@
 """SkyRL's local server of Tinker's interface, with its JAX engine on a CPU: `tinker_server.py FOLDER PORT`.
 
-FOLDER/model is the base model; FOLDER/weights.json holds the weights of the latest backward pass. Server and engine are
-SkyRL 0.3.0's own. Replaced are the two ends of the wire on which Tinker's client has moved on (protobuf since 0.22.3),
-and how the engine is started (SkyRL goes through `uv run`, which would fetch packages).
+FOLDER/model is the base model; FOLDER/weights.json holds the weights of the latest backward pass. Server, engine and
+wire format are SkyRL 0.4.0's own, made for Tinker's client 0.25. Added is what newer clients require: the metric
+"loss:sum" of a model pass and "sample_sequence_ids" of a sample. Replaced is how the engine is started (SkyRL goes
+through `uv run`, which would fetch packages).
 """
 
 import json
@@ -10,96 +11,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvicorn
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request
 from skyrl.tinker import api
 from skyrl.tinker.config import EngineConfig, config_to_argv
 from sqlmodel.ext.asyncio.session import AsyncSession
-from tinker.proto import tinker_public_pb2 as wire
 
-TENSORS = {wire.DTYPE_FLOAT32: np.float32, wire.DTYPE_INT64: np.int64}
-REPLACED = ("/api/v1/forward_backward", "/api/v1/retrieve_future", "/api/v1/asample")
-STOPS = {"stop": wire.STOP_REASON_STOP, "length": wire.STOP_REASON_LENGTH}
+SAMPLE = "/api/v1/asample"
 
 
-def request_of(message: wire.ForwardBackwardRequest) -> dict[str, Any]:
-    """A model pass as SkyRL's server reads it."""
-    data = [
-        {
-            "model_input": {
-                "chunks": [
-                    {"tokens": np.frombuffer(chunk.encoded_text.tokens, np.int32).tolist()}
-                    for chunk in datum.model_input
-                ]
-            },
-            "loss_fn_inputs": {
-                name: {"data": np.frombuffer(tensor.dense, TENSORS[tensor.dtype]).tolist()}
-                for name, tensor in datum.loss_fn_inputs.items()
-            },
-        }
-        for datum in message.data
-    ]
-    return {"data": data, "loss_fn": message.loss_fn}
+def watch_passes(file: Path) -> None:
+    """Write down the weights that arrive, and let the results say the loss that Tinker's custom losses look for."""
+    parse, serialize = api.parse_forward_backward_request, api.serialize_result
 
+    def parsed(body: bytes) -> tuple[dict[str, Any], bool]:
+        asked, forward_only = parse(body)
+        if not forward_only:
+            data = asked["forward_backward_input"]["data"]
+            file.write_text(json.dumps([datum["loss_fn_inputs"]["weights"]["data"] for datum in data]))
+        return asked, forward_only
 
-def batched(rows: list[list[float]]) -> wire.BatchedTensor:
-    """Rows of unequal length, end to end."""
-    ends = np.cumsum([0, *(4 * len(row) for row in rows)], dtype=np.int64)
-    values = np.concatenate([np.asarray(row, np.float32) for row in rows])
-    return wire.BatchedTensor(data=values.tobytes(), offsets=ends.tobytes(), dtype=wire.DTYPE_FLOAT32)
+    def serialized(kind: Any, result: dict[str, Any]) -> bytes:
+        if "loss_fn_outputs" in result:
+            total = sum(sum(one["elementwise_loss"]["data"]) for one in result["loss_fn_outputs"])
+            result["metrics"] = result.get("metrics", {}) | {"loss:sum": total}
+        return serialize(kind, result)
 
-
-def pass_of(result: dict[str, Any]) -> bytes:
-    """A model pass as Tinker's client reads it, with the loss that its custom losses look for."""
-    outputs = result["loss_fn_outputs"]
-    record = wire.ArrayRecord(num_datums=len(outputs))
-    for name in outputs[0]:
-        record.fields[name].CopyFrom(batched([one[name]["data"] for one in outputs]))
-    total = sum(sum(one["elementwise_loss"]["data"]) for one in outputs)
-    message = wire.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record])
-    message.metrics["loss:sum"] = total
-    return message.SerializeToString()
-
-
-def sample_of(result: dict[str, Any]) -> bytes:
-    """Samples as Tinker's client reads them."""
-    sequences = [
-        wire.SampledSequence(
-            stop_reason=STOPS[one["stop_reason"]],
-            tokens=np.asarray(one["tokens"], np.int32).tobytes(),
-            logprobs=np.asarray(one["logprobs"], np.float32).tobytes(),
-        )
-        for one in result["sequences"]
-    ]
-    return wire.SampleResponse(sequences=sequences).SerializeToString()
+    api.parse_forward_backward_request, api.serialize_result = parsed, serialized
 
 
 def serve(folder: Path, port: int) -> None:
     app = api.app
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in REPLACED]
+    watch_passes(folder / "weights.json")
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != SAMPLE]
 
-    @app.post(REPLACED[0])
-    async def model_pass(request: Request, session: AsyncSession = Depends(api.get_session)) -> Any:  # noqa: B008
-        message = wire.ForwardBackwardRequest.FromString(await request.body())
-        given = request_of(message)
-        if message.forward_only:
-            return await api.forward(api.ForwardRequest(model_id=message.model_id, forward_input=given), session)
-        weights = [datum["loss_fn_inputs"]["weights"]["data"] for datum in given["data"]]
-        (folder / "weights.json").write_text(json.dumps(weights))
-        return await api.forward_backward(
-            api.ForwardBackwardRequest(model_id=message.model_id, forward_backward_input=given), session
-        )
-
-    @app.post(REPLACED[1])
-    async def retrieve(body: api.RetrieveFutureRequest, request: Request) -> Any:
-        result = await api.retrieve_future(body, request)
-        if "protobuf" not in request.headers.get("accept", ""):
-            return result
-        message = pass_of(result) if "loss_fn_outputs" in result else sample_of(result)
-        return Response(message, media_type="application/x-protobuf")
-
-    @app.post(REPLACED[2])
+    @app.post(SAMPLE)
     async def sample(
         body: api.SampleRequest,
         request: Request,
@@ -114,6 +60,7 @@ def serve(folder: Path, port: int) -> None:
     ]  # fmt: skip
     app.state.engine_config = EngineConfig(
         base_model=str(folder / "model"),
+        backend="jax",
         backend_config={"max_lora_adapters": 16, "max_lora_rank": 8},
         checkpoints_base=str(folder / "checkpoints"),
         database_url=f"sqlite:///{folder / 'tinker.db'}",

@@ -84,4 +84,10 @@ REPLACEMENTS = (
         _unscored_as_it_is,
         (f"{T}test_a_token_that_the_sampler_could_not_score_is_taken_as_on_policy",),
     ),
+    Replacement(
+        "what vLLM's server sends for a missing log-probability is taken for one",
+        "drpo.adapters.weighing:UNREPORTED",
+        lambda right: -1e9,
+        (f"{T}test_a_token_that_the_sampler_could_not_score_is_taken_as_on_policy[-9999.0]",),
+    ),
 )

@@ -35,6 +35,8 @@ FIELD = "trainer.algorithm.drpo_objective"
 OVERRIDE = "trainer.override_entrypoint="
 NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sampling parameters that the trainer ignores when it scores tokens, with their neutral values."""
+TRUNCATING = {"top_p", "top_k", "min_p"}
+"""Those of them that the trainer does not ignore where it scores over the tokens that the sampler kept."""
 BENDING = {
     "logit_bias",
     "presence_penalty",
@@ -123,7 +125,7 @@ def register() -> None:
 
     Call it on the driver before `validate_cfg`, as `main` does.
     """
-    warn_untested("skyrl", "0.3.0", "0.3.0")
+    warn_untested("skyrl", "0.3.0", "0.4.0")
     if NAME in PolicyLossRegistry.list_available():
         PolicyLossRegistry.unregister(NAME)
     PolicyLossRegistry.register(NAME, policy_loss)
@@ -214,15 +216,25 @@ def _unfit(cfg: Any) -> Iterator[str]:
             "trainer.fully_async.enabled=true: this entry point runs SkyRL's synchronous trainer; call "
             "drpo.adapters.skyrl.register() in a fully asynchronous one of your own"
         )
-    yield from _bent(sampling)
+    if cfg.generator.chat_template.name_or_path and not cfg.generator.batched:
+        yield (
+            f"generator.chat_template.name_or_path={cfg.generator.chat_template.name_or_path}: SkyRL then encodes the "
+            "conversation again, without the sampler's log-probabilities; set it to null"
+        )
+    yield from _bent(sampling, replayed=_replays_support(algorithm))
     yield from _tempered(cfg)
 
 
-def _bent(sampling: Any) -> Iterator[str]:
+def _replays_support(algorithm: Any) -> bool:
+    """Return whether the trainer scores over the tokens that the sampler's truncation kept; since SkyRL 0.4."""
+    return bool(getattr(algorithm, "enable_sample_support_replay", False))
+
+
+def _bent(sampling: Any, replayed: bool) -> Iterator[str]:
     """Yield sampling parameters that make the sampling distribution differ from the trainer's."""
     for name, neutral in NEUTRAL.items():
         value = getattr(sampling, name)
-        if value != neutral and not (name == "top_k" and value == 0):
+        if value != neutral and not (name == "top_k" and value == 0) and not (replayed and name in TRUNCATING):
             yield (
                 f"generator.sampling_params.{name}={value}: tokens come from a distribution that the trainer "
                 f"does not score with; set it to {neutral}"
@@ -244,9 +256,11 @@ def _tempered(cfg: Any) -> Iterator[str]:
         )
     engine = cfg.generator.inference_engine
     by_role = engine.enable_pd and hasattr(engine, "decode_init_kwargs")  # since SkyRL 0.4
+    default = "processed" if getattr(engine, "enable_return_sample_support_set", False) else "raw"
+    plain = temperature == 1 and not _replays_support(cfg.trainer.algorithm)
     for name in ("prefill_init_kwargs", "decode_init_kwargs") if by_role else ("engine_init_kwargs",):
-        mode = getattr(engine, name).get("logprobs_mode", "raw_logprobs")
-        if mode != "processed_logprobs" and (temperature != 1 or mode != "raw_logprobs"):
+        mode = getattr(engine, name).get("logprobs_mode", f"{default}_logprobs")
+        if mode != "processed_logprobs" and not (plain and mode == "raw_logprobs"):
             yield (
                 f"generator.sampling_params.temperature={temperature} with vLLM's logprobs_mode={mode}: the sampler "
                 f"does not report what it samples with; set generator.inference_engine.{name}.logprobs_mode="

@@ -30,6 +30,9 @@ MAX_EXPONENT = 80.0
 MOST_BROKEN = 1e-3
 """The share of broken log-probabilities among a call's kept tokens that stops the training; one token never does."""
 
+UNREPORTED = -9900.0
+"""No sampled token is as unlikely: vLLM's server sends -9999 where it has no log-probability, in bfloat16 -9984."""
+
 LOSS_TOKENS = "loss_tokens/"
 """Prefix of the figure that tells with which objective a loss ran, and on how many tokens."""
 
@@ -53,8 +56,8 @@ def reweight(
         objective: any that does not require a top-K divergence. A sequence-level one (GSPO) is exact if the framework
             weights all tokens of a sequence equally.
         logp: [B, T] or [T], nats, at the sampling temperature; the current policy.
-        behavior_logp: the same shape, nats; the sampler's. NaN, infinite and positive values are replaced by the
-            policy's.
+        behavior_logp: the same shape, nats; the sampler's. NaN, infinite and positive values and vLLM's -9999 are
+            replaced by the policy's.
         advantage: the same shape, or [B] or [B, 1] for rows; reward units.
         keep: the same shape as `logp`, bool or 0 and 1; True where a token is trained. Values elsewhere, NaN
             included, have no effect.
@@ -124,8 +127,8 @@ def token_loss(
 def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Tensor:
     """Return the sampler's log-probabilities, with the policy's where they are missing.
 
-    They are missing where a token is not kept or was not scored (NaN, infinite, or positive beyond rounding). The ratio
-    there is 1, so a framework that multiplies by its mask meets no NaN.
+    They are missing where a token is not kept or was not scored (NaN, infinite, positive beyond rounding, or vLLM's
+    -9999). The ratio there is 1, so a framework that multiplies by its mask meets no NaN.
 
     Args:
         logp: [B, T] or [T], nats.
@@ -137,11 +140,11 @@ def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Ten
 
     Example:
         >>> nan = float("nan")
-        >>> policy, sampler = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, nan, 0.0])
-        >>> behavior_or_policy(policy, sampler, keep=torch.tensor([1, 1, 0]))
-        tensor([-1.5000, -2.0000, -3.0000])
+        >>> policy, sampler = torch.tensor([-1.0, -2.0, -3.0, -4.0]), torch.tensor([-1.5, nan, -9999.0, 0.0])
+        >>> behavior_or_policy(policy, sampler, keep=torch.tensor([1, 1, 1, 0]))
+        tensor([-1.5000, -2.0000, -3.0000, -4.0000])
     """
-    usable = keep.bool() & ~_broken(behavior_logp)
+    usable = keep.bool() & ~_unscored(behavior_logp)
     return torch.where(usable, behavior_logp, logp.detach().to(behavior_logp.dtype))
 
 
@@ -175,7 +178,7 @@ def figures(
     safe = masked_safe(tokens)
     moved = prob_diff(safe).abs()
     n_kept = tokens.keep.sum().clamp(min=1)
-    unscored = keep.bool() & _broken(behavior_logp)
+    unscored = keep.bool() & _unscored(behavior_logp)
     left = out_of_region(objective, safe)
     return {
         "prob_diff_mean": moved.sum() / n_kept,
@@ -302,6 +305,11 @@ def _broken(logp: Tensor) -> Tensor:
     return ~(logp.isfinite() & (logp <= slack(logp.dtype)))
 
 
+def _unscored(behavior_logp: Tensor) -> Tensor:
+    """Return where the sampler reported no log-probability."""
+    return _broken(behavior_logp) | (behavior_logp <= UNREPORTED)
+
+
 def _require_numbers(logp: Tensor, behavior_logp: Tensor, advantage: Tensor, keep: Tensor) -> None:
     """Raise if more than a thousandth of the kept tokens have no log-probability, or any has no advantage.
 
@@ -309,13 +317,14 @@ def _require_numbers(logp: Tensor, behavior_logp: Tensor, advantage: Tensor, kee
     """
     if torch.compiler.is_compiling():
         return
-    wrong = (keep, keep & _broken(logp), keep & _broken(behavior_logp), keep & ~advantage.isfinite())
+    wrong = (keep, keep & _broken(logp), keep & _unscored(behavior_logp), keep & ~advantage.isfinite())
     n_kept, *counts, n_advantage = torch.stack([mask.sum() for mask in wrong]).tolist()
     for name, n in zip(("logp (the policy's)", "behavior_logp (the sampler's)"), counts, strict=True):
         if n > max(1, MOST_BROKEN * n_kept):
             raise BrokenLogpError(
-                f"{name}: NaN, infinite or positive at {n} of {n_kept} kept tokens, more than a thousandth: they or "
-                "the framework's mask are broken; look at the log-probabilities that the framework hands over"
+                f"{name}: NaN, infinite or positive (or vLLM's -9999) at {n} of {n_kept} kept tokens, more than a "
+                "thousandth: they or the framework's mask are broken; look at the log-probabilities that the framework "
+                "hands over"
             )
     if n_advantage:
         raise InputError(
