@@ -242,6 +242,12 @@ class GroupCache(Cache):  # type: ignore[misc]
         for layer, new in zip(self.layers, other.layers, strict=True):
             layer.join(new, prompt_length, length, _capacity(length), self.width == 1)
 
+    def n_joining(self, empty_bytes: int) -> int:
+        """Return how many rows can join at so many bytes of columns that rows have and do not use; at least 0."""
+        own = self.layers[0].length - self.start
+        n_columns = empty_bytes // self.token_bytes + int(own.sum())
+        return max(0, n_columns // max(1, int(own.max())) - len(own))
+
     def part(self, rows: Tensor) -> "GroupCache":
         """Return a copy of these rows (ascending)."""
         part = copy.copy(self)

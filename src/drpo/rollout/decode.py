@@ -275,8 +275,8 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = original
 
 
-More = Callable[[int], tuple[Decoder, Mapping[int, Request]] | None]
-"""Reads rows that waited and now join so many others: a `GroupDecoder`, and requests by number; None if none do."""
+More = Callable[[GroupCache], tuple[Decoder, Mapping[int, Request]] | None]
+"""Reads rows that waited and now join those of a cache: another `GroupDecoder`, and requests by number; or None."""
 
 
 @torch.inference_mode()
@@ -297,7 +297,7 @@ def draw_rows(
         requests: by number; all with the same `sampling` and `stop`, as are those that join.
         version: the version of the decoder's weights.
         turn_cache: receives the rows that go on, if the decoder can keep them.
-        more: asked for further rows after every token; None where the decoder cannot be joined.
+        more: asked for further rows once finished ones were looked for, if the decoder is a `GroupDecoder`.
 
     Returns:
         The generations, by number.
@@ -325,12 +325,14 @@ def draw_rows(
             steps, look = 0, min(every, rows.left)
         logits = decoder.step(token)
         decoder.routes.step()
-        if more is not None and (joining := more(len(rows))) is not None:
+        if steps or more is None or not isinstance(decoder, GroupDecoder):
+            continue
+        if (joining := more(decoder.cache)) is not None:
             other, requests = joining
-            assert isinstance(decoder, GroupDecoder) and isinstance(other, GroupDecoder)
+            assert isinstance(other, GroupDecoder)
             decoder.join(other)
             rows, logits = rows.join(_Rows.of(requests, other.logits)), torch.cat([logits, other.logits])
-            steps, look = 0, 1
+            look = 1
 
 
 @torch.inference_mode(mode=False)

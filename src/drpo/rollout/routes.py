@@ -59,8 +59,9 @@ class ReadRoutes:
 
     def join(self, other: "ReadRoutes") -> None:
         """Add the rows of another after these."""
-        self._settle()
-        self._read, self._sampled = self._read + other._read, self._sampled + other._sampled
+        if self._recorder is not None:
+            self._settle()
+            self._read, self._sampled = self._read + other._read, self._sampled + other._sampled
 
     def routes(self, row: int, prompt: Tensor, n: int) -> Routes | None:
         """Return the choices of a row; what of its prompt it did not read itself has none.

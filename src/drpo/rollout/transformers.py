@@ -16,6 +16,7 @@ from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.model.routing import RouteRecorder
+from drpo.rollout.cache import GroupCache
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.fused import Step, contiguous_input, fused_step
 from drpo.rollout.prefill import common_prefix
@@ -34,9 +35,10 @@ class TransformersEngine:
     """Samples with its own copy of a model's weights, in its own precision: any causal LM.
 
     A prompt runs once, and adjacent requests with it share its keys and values, or copy its recurrent states; finished
-    rows leave the batch. The same key samples the same tokens in any batch *as long as the logits are the same*: the
-    random numbers depend on the key alone, but a matrix product may round differently with another number of rows, and
-    a draw within that rounding of a boundary (about 1e-6 in float32, 1e-2 in bf16) then selects another token.
+    rows leave the batch, and waiting ones join it where prompts are shared (`Waiting`). The same key samples the same
+    tokens in any batch *as long as the logits are the same*: the random numbers depend on the key alone, but a matrix
+    product may round differently with another number of rows, and a draw within that rounding of a boundary (about 1e-6
+    in float32, 1e-2 in bf16) then selects another token.
 
     Of a row that goes on (`Request.goes_on`) the keys and values are kept until the next call, and a request that
     continues it (`Request.after`) reads only what is new: the last sampled token, and what follows it.
@@ -45,7 +47,7 @@ class TransformersEngine:
         model: the model to copy; it does not change.
         precision: the copy's precision.
         device: the copy's device.
-        max_rows: upper bound of rows decoded together; more rows run in several batches.
+        max_rows: upper bound of rows decoded together; more rows wait, and join when half of a batch has finished.
         kept_bytes: upper bound of what is kept between two calls.
         routes: report the experts that a mixture's routers choose (`Generation.routes`).
 
@@ -71,6 +73,7 @@ class TransformersEngine:
         self.model.get_output_embeddings().register_forward_pre_hook(contiguous_input)  # after a prompt it is a slice
         self.version = 0
         self._max_rows, self._kept_bytes = max_rows, kept_bytes
+        self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.way: Way | None = None  # None until tested on the first prompt
         self._continues: bool | None = None  # whether kept rows can go on; None until tested
         self._shares_prefix: bool | None = None  # whether what prompts begin with can be read once; None until tested
@@ -134,19 +137,23 @@ class TransformersEngine:
             continued = {i: c for i, r in rows.items() if (c := before.take(r)) is not None}
             anew = by_prompt({i: r.prompt_ids for i, r in rows.items() if i not in continued}, self._max_rows)
             more = partial(self._read, Waiting([by_kept_prompt(continued), anew], self._max_rows), continued, rows)
-            while (batch := more(0)) is not None:
-                grouped = self.way is Way.GROUPED
-                keeps = grouped and any(r.goes_on for r in rows.values()) and self._can_continue(requests[0].prompt_ids)
+            while (batch := more()) is not None:
+                keeps = self.way is Way.GROUPED and any(r.goes_on for r in rows.values())
+                keeps = keeps and self._can_continue(requests[0].prompt_ids)
                 self._forget_routes()
-                kept = self._kept if keeps else None
-                generations |= draw_rows(*batch, self.version, kept, more if grouped else None)
+                generations |= draw_rows(*batch, self.version, self._kept if keeps else None, more)
         return [generations[i] for i in range(len(requests))]
 
     def _read(
-        self, waiting: Waiting, continued: dict[int, Continued], requests: Mapping[int, Request], n_left: int
+        self,
+        waiting: Waiting,
+        continued: dict[int, Continued],
+        requests: Mapping[int, Request],
+        cache: GroupCache | None = None,
     ) -> tuple[Decoder, dict[int, Request]] | None:
-        """Read the rows that join so many others, or begin a batch; None if there are none."""
-        parts = waiting.take(n_left)
+        """Read the rows that join those of a cache, or begin a batch; None if there are none."""
+        joins = () if cache is None else (len(cache.prompt), cache.n_joining(self._weight_bytes))
+        parts = waiting.take(*joins)
         if not parts:
             return None
         rows = [i for part in parts for i in part]

@@ -16,8 +16,8 @@ JOIN_SHARE = 0.5
 class Waiting:
     """Parts of rows that wait for their turn; each part is read as a whole.
 
-    At most `max_rows` rows are sampled together. What is taken when depends on the number of rows that are left, never
-    on time, so the same requests make the same batches.
+    At most `max_rows` rows are sampled together. What is taken when depends on the rows that are left, never on time,
+    so the same requests make the same batches.
 
     Args:
         queues: parts, as the numbers of their rows; those of a queue have the same number of rows, at most `max_rows`.
@@ -26,20 +26,25 @@ class Waiting:
 
     Example:
         >>> waiting = Waiting([[[0], [1]], [[2, 3], [4, 5], [6, 7]]], max_rows=4)
-        >>> waiting.take(0), waiting.take(3), waiting.take(2), waiting.take(2), waiting.take(0), waiting.take(0)
-        ([[0], [1]], [], [[2, 3]], [[4, 5]], [[6, 7]], [])
+        >>> waiting.take(), waiting.take(3, 9), waiting.take(2, 1), waiting.take(2, 9), waiting.take(), waiting.take()
+        ([[0], [1]], [], [], [[2, 3]], [[4, 5], [6, 7]], [])
     """
 
     def __init__(self, queues: Iterable[Sequence[Sequence[int]]], max_rows: int) -> None:
         self._queues = [list(queue) for queue in queues if queue]
         self._max_rows = max_rows
 
-    def take(self, n_left: int) -> list[Sequence[int]]:
-        """Return the parts that are now read, and join the `n_left` rows of a batch; none if it goes on alone."""
+    def take(self, n_left: int = 0, n_joining: int | None = None) -> list[Sequence[int]]:
+        """Return the parts that are now read.
+
+        Args:
+            n_left: rows of the batch that they join, 0 for a new one.
+            n_joining: upper bound of rows that join it, besides `max_rows`.
+        """
         if not self._queues or n_left > JOIN_SHARE * self._max_rows:
             return []
-        queue = self._queues[0]
-        n = (self._max_rows - n_left) // len(queue[0])
+        queue, room = self._queues[0], self._max_rows - n_left
+        n = (room if n_joining is None else min(room, n_joining)) // len(queue[0])
         taken, queue[:n] = queue[:n], []
         self._queues = [queue for queue in self._queues if queue]
         return taken
