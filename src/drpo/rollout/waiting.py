@@ -10,7 +10,7 @@ from drpo.rollout.cache import KeptPrompt
 from drpo.rollout.turn_cache import Continued
 
 JOIN_SHARE = 0.5
-"""Rows that wait join a batch of which at most this share is left; estimates how many are worth a copy of the cache."""
+"""Rows join a batch of which at most this share is left; estimates how many are worth a copy of the cache."""
 
 
 class Waiting:
@@ -35,16 +35,19 @@ class Waiting:
         self._max_rows = max_rows
 
     def take(self, n_left: int = 0, n_joining: int | None = None) -> list[Sequence[int]]:
-        """Return the parts that are now read.
+        """Return the parts that are read now.
 
         Args:
             n_left: rows of the batch that they join, 0 for a new one.
-            n_joining: upper bound of rows that join it, besides `max_rows`.
+            n_joining: if more rows than these would join it, none do: few at a time would keep the batch from ending,
+                and a full one from beginning. None is without a bound.
         """
         if not self._queues or n_left > JOIN_SHARE * self._max_rows:
             return []
         queue, room = self._queues[0], self._max_rows - n_left
-        n = (room if n_joining is None else min(room, n_joining)) // len(queue[0])
+        n = min(room // len(queue[0]), len(queue))
+        if n_joining is not None and n * len(queue[0]) > n_joining:
+            return []
         taken, queue[:n] = queue[:n], []
         self._queues = [queue for queue in self._queues if queue]
         return taken
