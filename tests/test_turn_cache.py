@@ -147,6 +147,7 @@ def test_any_shape_of_batch(max_rows: int, idle: float, monkeypatch: pytest.Monk
     monkeypatch.setattr(decode, "SCORES", 3000)
     model, _ = tiny()
     rows = talk(TransformersEngine(model, max_rows=max_rows))
+    assert_same(rows, talk(TransformersEngine(model)))
     assert_own(model, rows)
 
 

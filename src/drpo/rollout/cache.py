@@ -106,11 +106,12 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
             capacity: room for so many tokens.
             together: as for `resize`.
         """
-        keys, values = ([x.keys[:, :, : x.length], x.values[:, :, : x.length]] for x in (self, other))
-        self.keys, self.values = (_stacked(pair, length, capacity) for pair in zip(keys, values, strict=True))
+        own = [x[:, :, : self.length] for x in (self.keys, self.values)]
+        new = [x[:, :, : other.length] for x in (other.keys, other.values)]
+        self.keys, self.values = (_stacked(both, length, capacity) for both in zip(own, new, strict=True))
         self.length = length
-        prompts = [self.prompt_keys, other.prompt_keys], [self.prompt_values, other.prompt_values]
-        self.prompt_keys, self.prompt_values = (_stacked(pair, prompt_length, prompt_length) for pair in prompts)
+        prompts = (self.prompt_keys, other.prompt_keys), (self.prompt_values, other.prompt_values)
+        self.prompt_keys, self.prompt_values = (_stacked(both, prompt_length, prompt_length) for both in prompts)
         self._unite(together)
 
     def _unite(self, together: bool) -> None:
