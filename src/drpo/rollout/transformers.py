@@ -152,8 +152,9 @@ class TransformersEngine:
         cache: GroupCache | None = None,
     ) -> tuple[Decoder, dict[int, Request]] | None:
         """Read the rows that join those of a cache, or begin a batch; None if there are none."""
-        joins = () if cache is None else (len(cache.prompt), cache.n_joining(self._weight_bytes))
-        parts = waiting.take(*joins)
+        if not len(waiting):
+            return None
+        parts = waiting.take(*(() if cache is None else (len(cache.prompt), cache.n_joining(self._weight_bytes))))
         if not parts:
             return None
         rows = [i for part in parts for i in part]

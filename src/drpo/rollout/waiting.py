@@ -34,6 +34,10 @@ class Waiting:
         self._queues = [list(queue) for queue in queues if queue]
         self._max_rows = max_rows
 
+    def __len__(self) -> int:
+        """Return how many parts wait."""
+        return sum(map(len, self._queues))
+
     def take(self, n_left: int = 0, n_joining: int | None = None) -> list[Sequence[int]]:
         """Return the parts that are read now.
 
