@@ -244,7 +244,7 @@ class GroupCache(Cache):  # type: ignore[misc]
             layer.join(new, prompt_length, length, _capacity(length), self.width == 1)
 
     def n_joining(self, empty_bytes: int) -> int:
-        """Return how many rows without tokens can join while columns that rows do not use take at most so many bytes."""
+        """Return how many rows without tokens can join while unused columns of rows take at most so many bytes."""
         own = self.layers[0].length - self.start
         n_columns = empty_bytes // self.token_bytes + int(own.sum())
         return max(0, n_columns // max(1, int(own.max())) - len(own))
