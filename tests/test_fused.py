@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from drpo.model.precision import Precision, resolve_precision
+from drpo.model.precision import FP32, Precision, resolve_precision
+from drpo.model.quantize import QuantizedLinear, quantize_
 from drpo.rollout import TransformersEngine, cache, fused
 from drpo.rollout.decode import GroupDecoder
 from drpo.rollout.fused import fused_step, merge_
@@ -30,18 +31,20 @@ KNOWN: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3, biases": lambda: Qwen3ForCausalLM(Qwen3Config(**settings(head_dim=8, attention_bias=True))),
 }
 UNKNOWN = [name for name in (*GROUPED, *PLAIN) if name not in KNOWN]
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.1}
+BF16, INT8 = Precision(torch.bfloat16), Precision(torch.float32, "int8")
+ROUNDING = {FP32: 1e-5, INT8: 1e-5, BF16: 0.1, Precision(torch.bfloat16, "int8"): 0.1}
 """Of logits whose size is about 1 to 10."""
 
 
-def made(build: Callable[[], PreTrainedModel], dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def made(build: Callable[[], PreTrainedModel], precision: Precision = FP32) -> PreTrainedModel:
     """A model whose norms and biases are not those it begins with."""
     torch.manual_seed(0)
     model = build().eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter += 0.3 * torch.randn(parameter.shape)
-    return model.to(dtype)
+    quantize_(model, precision)
+    return model
 
 
 def ids(*lengths: int) -> list[Tensor]:
@@ -52,15 +55,18 @@ def request(n_tokens: int = 6) -> Request:
     return Request(ids(12)[0], Sampling(max_new_tokens=n_tokens), frozenset(), (3,))
 
 
-@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [(f, p) for f in KNOWN for p in ROUNDING if p.weights is None or f in ("llama, biases", "qwen3")],
+    ids=str,
+)
 @torch.inference_mode()
 def test_a_fused_step_returns_the_models_logits(
-    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    family: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through drops that leave groups of unequal sizes, then one row of each, and through a growing cache."""
     monkeypatch.setattr(cache, "BLOCK", 8)
-    model = made(KNOWN[family], dtype)
+    model = made(KNOWN[family], precision)
     own, step = copy.deepcopy(model), fused_step(model)
     assert step is not None
     for lengths, samples, drops in (
@@ -80,18 +86,7 @@ def test_a_fused_step_returns_the_models_logits(
             token = torch.randint(1, 257, (rows,), generator=torch.Generator().manual_seed(t))
             expected, logits = (decoder.step(token) for decoder in decoders)
             assert logits.dtype == expected.dtype and float(expected.std()) > 0.3
-            torch.testing.assert_close(logits, expected, rtol=0, atol=ROUNDING[dtype])
-
-
-@pytest.mark.parametrize("rows", [1, 2, fused.FEW_ROWS, fused.FEW_ROWS + 1, 40])
-@pytest.mark.parametrize("n_out", [30, fused.WIDE, 2 * fused.WIDE + 7])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_each_way_to_multiply_is_the_product(rows: int, n_out: int, has_bias: bool) -> None:
-    x, weight = torch.randn(rows, 24), torch.randn(n_out, 24)
-    bias = torch.randn(n_out) if has_bias else None
-    y = fused._product(x, weight, bias)
-    assert y.is_contiguous()
-    torch.testing.assert_close(y, nn.functional.linear(x, weight, bias), rtol=0, atol=1e-4)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=ROUNDING[precision])
 
 
 @torch.inference_mode()
@@ -141,7 +136,16 @@ def _gelu(model: PreTrainedModel) -> None:
     model.config.hidden_act = "gelu"
 
 
-@pytest.mark.parametrize("change", [_hear, _replace, _more, _other, _one_bias, _gelu])
+def _one_in_int8(model: PreTrainedModel) -> None:
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj = QuantizedLinear(mlp.up_proj, "int8", None, torch.float32)
+
+
+def _inputs_in_8_bits(model: PreTrainedModel) -> None:
+    quantize_(model, Precision(torch.float32, "int8", "int8"))
+
+
+@pytest.mark.parametrize("change", [_hear, _replace, _more, _other, _one_bias, _gelu, _one_in_int8, _inputs_in_8_bits])
 def test_a_model_with_anything_else_keeps_its_own_step(change: Callable[[PreTrainedModel], None]) -> None:
     model = made(KNOWN["llama"])
     assert fused_step(model) is not None
@@ -149,8 +153,10 @@ def test_a_model_with_anything_else_keeps_its_own_step(change: Callable[[PreTrai
     assert fused_step(model) is None
 
 
-@pytest.mark.parametrize(("precision", "used"), [("fp32", "fused"), ("bf16", "fused"), ("int8", "model")])
-def test_the_engine_takes_it_where_the_layers_are_plain(precision: str, used: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "used"), [("fp32", "fused"), ("bf16", "fused"), ("int8", "fused"), ("fp8_weights", "model")]
+)
+def test_the_engine_takes_it_where_the_layers_are_plain_or_in_int8(precision: str, used: str) -> None:
     engine = TransformersEngine(made(KNOWN["qwen3"]), precision=resolve_precision(precision, torch.device("cpu")))
     assert engine.decoding_step == used
     engine.generate([request()])
@@ -160,23 +166,24 @@ def test_the_engine_takes_it_where_the_layers_are_plain(precision: str, used: st
 
 
 def memory(model: nn.Module) -> int:
-    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
-    return sum(storages.values())
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def test_merged_weights_are_the_layers_own() -> None:
-    model = made(KNOWN["qwen2, biases"])
+@pytest.mark.parametrize("precision", [FP32, INT8], ids=str)
+def test_merged_weights_are_the_layers_own(precision: Precision) -> None:
+    model = made(KNOWN["qwen2, biases"], precision)
     before, held = copy.deepcopy(model.state_dict()), memory(model)
     assert fused_step(model) is not None
     assert memory(model) == held
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     attention = model.model.layers[1].self_attn
-    for kind in ("weight", "bias"):
+    for kind in ("weight", "bias", *(["scale"] if precision.weights else [])):
         parts = [getattr(layer, kind) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
         assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
-    places = [p.data_ptr() for p in model.parameters()]
+    places = [t.data_ptr() for t in [*model.parameters(), *model.buffers()]]
     fused_step(model)
-    assert [p.data_ptr() for p in model.parameters()] == places  # merged once
+    assert [t.data_ptr() for t in [*model.parameters(), *model.buffers()]] == places  # merged once
 
 
 def test_layers_in_one_storage_but_not_adjacent_are_merged() -> None:
@@ -187,13 +194,13 @@ def test_layers_in_one_storage_but_not_adjacent_are_merged() -> None:
     assert merged.tolist() == [*weight[4:].tolist(), *weight[:2].tolist()] and bias is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_new_weights_are_sampled_with(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("precision", [FP32, BF16, INT8], ids=str)
+def test_new_weights_are_sampled_with(precision: Precision) -> None:
     """Those that are loaded, those of a stream under way, and those that someone puts in their place."""
     old, new = made(KNOWN["qwen2, biases"]), made(KNOWN["qwen2, biases"])
     for parameter in new.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    engine, expected = (TransformersEngine(model, precision=Precision(dtype)) for model in (old, new))
+    engine, expected = (TransformersEngine(model, precision=precision) for model in (old, new))
     said = engine.generate([request()])[0].behavior_logp
     wanted = expected.generate([request()])[0]
     engine.load_weights(dict(new.named_parameters()), version=1)
@@ -201,8 +208,11 @@ def test_new_weights_are_sampled_with(dtype: torch.dtype) -> None:
     assert engine.decoding_step == "fused"
     assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.behavior_logp, wanted.behavior_logp)
     assert not torch.equal(found.behavior_logp, said)
-    for name, parameter in engine.model.named_parameters():
-        parameter.data = old.get_parameter(name).detach().to(dtype, copy=True)
+    quantize_(old, precision)
+    for tensors in (nn.Module.named_parameters, nn.Module.named_buffers):
+        theirs = dict(tensors(old))
+        for name, tensor in tensors(engine.model):
+            tensor.data = theirs[name].detach().clone()
     assert torch.equal(engine.generate([request()])[0].behavior_logp, said)
 
 

@@ -299,6 +299,31 @@ def test_taking_weights_is_being_made_of_them() -> None:
         )
 
 
+def test_a_cpu_that_computes_in_float32_holds_int8_weights_in_int8() -> None:
+    """A quarter of the memory, and the same product as of the same values in float32, bit for bit at this size."""
+    layer, x = linear(32, 16, bias=True), made(9, 32, 2)
+    module, q = QuantizedLinear(layer, "int8", None, F32), to_grid(layer.weight, "int8")
+    assert module.weight.dtype == torch.int8 and module.weight.element_size() == 1
+    assert torch.equal(module.weight.float(), q.values) and torch.equal(module.scale, q.scale)
+    assert torch.equal(module(x), (x @ q.values.T) * q.scale.T + layer.bias)
+    assert QuantizedLinear(layer, "int8", None, BF16).weight.dtype == BF16  # whose products need no conversion
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_broken_weight_stays_visible_in_int8(broken: float) -> None:
+    layer = linear(8, 4)
+    module = QuantizedLinear(layer, "int8", None, F32)
+    x = made(3, 8, 0)
+    before = module(x)
+    broken_weight = layer.weight.detach().clone()
+    broken_weight[1, 4] = broken
+    module.load_weight(broken_weight)
+    after = module(x)
+    assert after[:, 1].isnan().all() and torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    module.load_weight(layer.weight)
+    assert torch.equal(module(x), before)
+
+
 # ---- models ----
 
 
@@ -390,9 +415,8 @@ def test_head_embeddings_norms_and_routers_are_on_no_grid(name: str) -> None:
     assert loaders.keys() == before.keys() == dict(model.named_parameters()).keys()
     dtype = resolve_precision(name, CPU).dtype
     for n, p in model.named_parameters():
-        assert p.dtype == dtype
         if "_proj" not in n:
-            assert torch.equal(p, before[n].to(dtype)), n
+            assert p.dtype == dtype and torch.equal(p, before[n].to(dtype)), n
     layers = [n for n, m in model.named_modules() if isinstance(m, QuantizedLinear)]
     assert len(layers) == 2 * 4 and all("self_attn" in n for n in layers)
 
@@ -456,7 +480,7 @@ def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], Pre
     """The same model twice, one lowered for sampling and one for training: equal logits, also of the next weights."""
     kind = resolve_precision(name, CPU)
     precision = Precision(F32, kind.weights, kind.activations)
-    sampler, trainer = build(), build()
+    sampler, trainer = build().requires_grad_(False), build()
     loaders = quantize_(sampler, precision)
     fake_quantize_(trainer, precision)
     ids = torch.arange(1, 40)[None]

@@ -35,6 +35,7 @@ from drpo.train.loop import train
 from drpo.train.records import METRICS, ROLLOUTS, read_records
 from drpo.train.setup import Components, build
 from drpo.types import Episode, Generation, Problem, Request, Sampling
+from support.families import build as build_family
 from support.mixtures import chosen, for_vllm
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
@@ -269,6 +270,23 @@ def test_a_mixture_samples_right_and_reports_its_experts(routes: bool):
                     reported = torch.cat([found.prompt, found.tokens])
                     assert torch.equal(reported[:-1].sort(-1).values, expected[:-1].sort(-1).values)
     engine.close()
+
+
+@pytest.mark.parametrize("family", ["arcee", "falcon_h1"])
+def test_a_model_stays_transformers_own_beside_vllms(family: str):
+    """arcee: vLLM runs it by transformers' modules, whose class it changes; falcon_h1: with recurrent states."""
+
+    def parts(cls: type) -> tuple[object, ...]:
+        return cls.__bases__, vars(cls).get("__init__"), vars(cls).get("__call__")
+
+    model = build_family(family, wider=True)
+    kinds = {type(m): parts(type(m)) for m in model.modules()}
+    for _ in range(2):  # a second engine finds the classes as the first did
+        engine = Prompted(VLLMEngine(model, precision="fp32"), model)
+        completions = engine.generate(LONG, SAMPLING, (0,))
+        assert distance(completions, model).max() < 2e-4
+        assert {kind: parts(kind) for kind in kinds} == kinds
+        engine.close()
 
 
 def test_a_model_that_vllm_cannot_run_is_refused_in_one_line():

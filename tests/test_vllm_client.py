@@ -35,7 +35,7 @@ from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm import precision_options, warn_untested
-from drpo.rollout.vllm_patches import refresh_packed
+from drpo.rollout.vllm_patches import Changed, refresh_packed
 from drpo.rollout.vllm_request import parameters
 from drpo.rollout.weight_sync import WeightSync
 from drpo.seeds import derive
@@ -725,3 +725,28 @@ def test_a_server_has_a_token_that_no_list_of_processes_shows(
     assert line[-6:] == ["--host", "127.0.0.1", "--port", "8000", "--middleware", "drpo.rollout.gate.Gate"]
     cli.main(["serve-rollouts", "org/model"])
     assert os.environ[TOKEN] == token and token not in capsys.readouterr().out  # one that is given is not printed
+
+
+def test_a_class_that_vllm_changes_is_restored_and_its_twin_stays_changed():
+    class Base:
+        def __init__(self) -> None:
+            self.made = "plain"
+
+    class Decoder(Base):
+        word = "plain"
+
+        def __call__(self) -> str:
+            return f"{self.word}, {self.made}"
+
+    class Compiled:
+        pass
+
+    before, changed = Decoder(), Changed.to_be(Decoder)
+    Decoder.__bases__ += (Compiled,)
+    Decoder.__call__, Decoder.word, Decoder.added = lambda self: "compiled", "changed", 1  # type: ignore[attr-defined]
+    instance, twin = Decoder(), changed.twin()
+    instance.__class__ = twin
+    changed.undo()
+    assert (before(), Decoder()(), Decoder.__bases__) == ("plain, plain", "plain, plain", (Base,))
+    assert not hasattr(Decoder, "added") and not changed.given()
+    assert instance() == "compiled" and isinstance(instance, (Decoder, Compiled)) and instance.word == "changed"

@@ -99,7 +99,7 @@ def _copied(parameters: Any) -> Any:
 
 
 def _without_the_last_block(right: Any) -> Any:
-    def product(x: Any, weight: Any, bias: Any) -> Any:
+    def product(x: Any, weight: Any, bias: Any = None) -> Any:
         y = right(x, weight, bias)
         if len(weight) > 2048:
             y[:, len(weight) // 512 * 512 :] = 0
@@ -230,7 +230,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the scale of 8-bit inputs is forgotten",
-        "drpo.model.quantize:_multiply",
+        "drpo.model.quantize:multiply",
         lambda right: lambda x, x_scale, w, bias, dtype: right(x, None, w, bias, dtype),
         ("tests/test_precision.py::test_the_product_is_that_of_the_rounded_operands",),
     ),
@@ -246,6 +246,7 @@ REPLACEMENTS = (
         lambda right: _copied,
         (
             f"{FUSED}test_merged_weights_are_the_layers_own",
+            f"{FUSED}test_new_weights_are_sampled_with",
             f"{FUSED}test_a_stream_under_way_goes_on_with_loaded_weights",
         ),
     ),
@@ -263,8 +264,8 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the last columns of a product in blocks are left out",
-        "drpo.rollout.fused:_product",
+        "drpo.model.product:product",
         _without_the_last_block,
-        (f"{FUSED}test_each_way_to_multiply_is_the_product",),
+        ("tests/test_product.py::test_each_way_to_multiply_is_the_product",),
     ),
 )

@@ -26,6 +26,7 @@ def stand_in(model: PreTrainedModel | None = None) -> Iterator[list[dict[str, An
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "vllm", module)
         patch.setitem(sys.modules, "vllm.distributed", module.distributed)
+        patch.setitem(sys.modules, "vllm.compilation", module.compilation)
         for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
             patch.setenv(name, os.environ.get(name, ""))
             patch.delenv(name)

@@ -119,8 +119,8 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
             started[-1].update(engine=self, asleep=False)
 
         def collective_rpc(self, method: str, args: tuple[Any, ...]) -> None:
-            assert method == "drpo_load" and not started[-1]["asleep"]
-            sampler.load(args[0])
+            assert not started[-1]["asleep"]
+            {"drpo_load": sampler.load, "drpo_own_classes": list}[method](args[0])
 
         def reset_prefix_cache(self) -> bool:
             sampler.forget()
@@ -167,8 +167,14 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
 
     state = SimpleNamespace(destroy_distributed_environment=destroy)
     distributed = SimpleNamespace(parallel_state=state, cleanup_dist_env_and_memory=cleanup)
+    decorators = SimpleNamespace(_support_torch_compile=None)  # no class is changed
     return SimpleNamespace(
-        LLM=LLM, SamplingParams=SimpleNamespace, EngineArgs=EngineArgs, __version__=version, distributed=distributed
+        LLM=LLM,
+        SamplingParams=SimpleNamespace,
+        EngineArgs=EngineArgs,
+        __version__=version,
+        distributed=distributed,
+        compilation=SimpleNamespace(decorators=decorators),
     )
 
 

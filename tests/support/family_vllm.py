@@ -6,6 +6,7 @@ behind, and prints why vLLM did not load a folder.
 
 import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from drpo.lazily import lazily
 from drpo.model import loading
 from drpo.model.positions import sequence_limit
 from drpo.model.saving import save_model
+from drpo.rollout.cache import is_recurrent
 from drpo.rollout.vllm import _vllm, device_options, length_options
 from support.families import FAMILIES, PROBLEMS, build
 from support.family_table import documented, trains, write
@@ -56,12 +58,29 @@ def largest_difference(
 ) -> float:
     """How far vLLM's log-probabilities of what it samples are from those of a plain forward pass, in nats.
 
+    The forward pass is another process's: vLLM changes transformers' own classes in the process that it runs in.
+
     Args:
         folder: that vLLM reads.
         model: that it should be.
         tokenizer: its tokenizer.
         adapter: a LoRA's folder, beside the model of `folder`.
     """
+    with get_context("fork").Pool(1) as plain:
+        drawn = _sampled(folder, model, [tokenizer(problem.prompt)["input_ids"] for problem in PROBLEMS], adapter)
+        return max(plain.apply(_difference, (model, *row)) for row in drawn)
+
+
+Row = tuple[list[int], list[int], list[float]]
+"""A prompt, the tokens sampled after it, and their log-probabilities as vLLM reports them."""
+
+
+def _difference(model: PreTrainedModel, prompt_ids: list[int], tokens: list[int], reported: list[float]) -> float:
+    logp = own_logp(model, completion(tokens, prompt_ids=prompt_ids), 1.0)
+    return float((torch.tensor(reported) - logp).abs().max())
+
+
+def _sampled(folder: Path, model: PreTrainedModel, prompts: list[list[int]], adapter: Path | None) -> list[Row]:
     vllm = _vllm()
     llm = vllm.LLM(
         model=str(folder),
@@ -77,24 +96,24 @@ def largest_difference(
         **{
             "max_model_len": 128,
             **length_options(sequence_limit(model)),
-            **device_options(model.device),
+            **device_options(model.device, recurrent=is_recurrent(model)),
             "kv_cache_memory_bytes": 2**27,
         },
     )
-    prompts = [tokenizer(problem.prompt)["input_ids"] for problem in PROBLEMS]
-    drawn = vllm.SamplingParams(temperature=1.0, max_tokens=10, logprobs=0, seed=0, ignore_eos=True, detokenize=False)
+    settings = vllm.SamplingParams(
+        temperature=1.0, max_tokens=10, logprobs=0, seed=0, ignore_eos=True, detokenize=False
+    )
     outputs = llm.generate(
         [{"prompt_token_ids": ids} for ids in prompts],
-        drawn,
+        settings,
         use_tqdm=False,
         lora_request=None if adapter is None else lora.LoRARequest("trained", 1, str(adapter)),
     )
-    gap = 0.0
-    for ids, output in zip(prompts, outputs, strict=True):
-        tokens = list(output.outputs[0].token_ids)
-        reported = torch.tensor([row[t].logprob for row, t in zip(output.outputs[0].logprobs, tokens, strict=True)])
-        gap = max(gap, float((reported - own_logp(model, completion(tokens, prompt_ids=ids), 1.0)).abs().max()))
-    return gap
+    rows = [(ids, output.outputs[0]) for ids, output in zip(prompts, outputs, strict=True)]
+    return [
+        (ids, list(out.token_ids), [row[t].logprob for row, t in zip(out.logprobs, out.token_ids, strict=True)])
+        for ids, out in rows
+    ]
 
 
 if __name__ == "__main__":

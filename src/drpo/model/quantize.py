@@ -8,6 +8,7 @@ This applies to the decoder's linear layers and to the weights of a mixture's st
 dense weights). The output head, embeddings, norms, biases and routers keep the compute dtype.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from drpo.errors import InputError
 from drpo.model.decoder import decoder_of
 from drpo.model.precision import DTYPES, Grid, Precision, compute_dtype
+from drpo.model.product import product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +49,7 @@ def has_e4m3_product(device: torch.device) -> bool:
         return False
     ones = QuantizedTensor(torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, 1, device=device))
     try:
-        return bool((_multiply(ones.values, ones.scale, ones, None, torch.bfloat16) == 16).all())
+        return bool((multiply(ones.values, ones.scale, ones, None, torch.bfloat16) == 16).all())
     except RuntimeError:  # below compute capability 8.9, and where this torch has no kernel for it
         return False
 
@@ -79,7 +81,7 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
     Args:
         x: [..., R, C], any float dtype.
         grid: "int8" or "e4m3".
-        dtype: the dtype of the values: float32, bfloat16, or float8_e4m3fn for e4m3.
+        dtype: the dtype of the values: float32, bfloat16, or that of the grid; in int8 the scale alone is NaN.
         dim: the dimension that one scale spans.
 
     Example:
@@ -93,27 +95,57 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
     """
     wide = x.float()
     scale = (wide.abs().amax(dim, keepdim=True) / LARGEST[grid]).clamp(min=SMALLEST_SCALE)
+    if dtype == torch.int8:  # which has no NaN
+        scale = scale.where(scale.isfinite(), math.nan)
     ratio = wide / scale
     values = ratio.round() if grid == "int8" else ratio.to(torch.float8_e4m3fn)
     return QuantizedTensor(values.to(dtype), scale)
 
 
-def _multiply(x: Tensor, x_scale: Tensor | None, w: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return x [T, in] w^T + bias, [T, out] in `dtype`: sums of grid values, then scaled in float32.
+def multiply(x: Tensor, x_scale: Tensor | None, w: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return x w^T + bias in `dtype`: sums of products with grid values, then scaled in float32.
 
     On a CPU the sums are rounded to x's dtype before scaling: its bf16 product returns bf16.
+
+    Args:
+        x: [T, in], numbers or grid values.
+        x_scale: [T, 1] float32 of grid values, or None.
+        w: [out, in].
+        bias: [out] or None.
+        dtype: of the result, [T, out].
+
+    Example:
+        >>> w = to_grid(torch.tensor([[0.5, 1.27]]), "int8", torch.int8)
+        >>> multiply(torch.tensor([[1.0, 0.0]]), None, w, None, torch.float32)
+        tensor([[0.5000]])
     """
     if x_scale is not None and w.values.dtype == torch.float8_e4m3fn:
         return torch._scaled_mm(x, w.values.T, scale_a=x_scale, scale_b=w.scale.T, bias=bias, out_dtype=dtype)
-    values = w.values.to(x.dtype)
-    wide = x.is_cuda and x.dtype != torch.float32
-    sums = torch.mm(x, values.T, out_dtype=torch.float32) if wide else x @ values.T
-    y = sums * w.scale.T  # float32, by promotion
+    y = _sums(x, w.values) * w.scale.T  # float32, by promotion
     if x_scale is not None:
         y *= x_scale
     if bias is not None:
         y += bias
     return y.to(dtype)
+
+
+def _sums(x: Tensor, values: Tensor) -> Tensor:
+    """Return x [T, in] values^T, [T, out], in float32 where the hardware returns it, else in x's dtype."""
+    if values.dtype == torch.int8:
+        return product(x, values)
+    values = values.to(x.dtype)
+    wide = x.is_cuda and x.dtype != torch.float32
+    return torch.mm(x, values.T, out_dtype=torch.float32) if wide else x @ values.T
+
+
+def _held_by_a_sampler(dtype: torch.dtype, weights: Grid, activations: Grid | None, weight: Tensor) -> torch.dtype:
+    """Return the dtype of a sampler's grid values: int8 on a CPU that computes in float32, else as in training.
+
+    Where a CPU multiplies bf16, a product of many rows takes less time than the conversion of int8 would.
+    """
+    if weights == "int8" and activations is None and dtype == torch.float32 and weight.device.type == "cpu":
+        return torch.int8
+    return _held_in(dtype, activations, weight)
 
 
 def _held_in(dtype: torch.dtype, activations: Grid | None, weight: Tensor) -> torch.dtype:
@@ -143,7 +175,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, weights: Grid, activations: Grid | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.weights, self.activations = weights, activations
-        held = torch.empty_like(linear.weight, dtype=_held_in(dtype, activations, linear.weight))
+        held = torch.empty_like(linear.weight, dtype=_held_by_a_sampler(dtype, weights, activations, linear.weight))
         self.weight = nn.Parameter(held, requires_grad=False)
         self.scale: Tensor
         self.register_buffer("scale", torch.empty(len(held), 1, device=held.device), persistent=False)
@@ -160,7 +192,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out], in x's dtype."""
         values, scale = _inputs(x.flatten(0, -2), self.activations, self.weight.dtype)
-        y = _multiply(values, scale, QuantizedTensor(self.weight, self.scale), self.bias, x.dtype)
+        y = multiply(values, scale, QuantizedTensor(self.weight, self.scale), self.bias, x.dtype)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -239,7 +271,7 @@ class _StraightThrough(torch.autograd.Function):
         values, scale = _inputs(x, activations, w.values.dtype)
         ctx.save_for_backward(values, scale, w.values, w.scale)
         ctx.weight_dtype = weight.dtype
-        return _multiply(values, scale, w, None if bias is None else bias.to(x.dtype), x.dtype)
+        return multiply(values, scale, w, None if bias is None else bias.to(x.dtype), x.dtype)
 
     @staticmethod
     @once_differentiable

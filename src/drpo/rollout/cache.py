@@ -374,13 +374,18 @@ def _aligned(rows: Sequence[tuple[KeysValues, ...]], ends: Sequence[int], capaci
     return layers
 
 
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Return whether a layer of the model has a recurrent state besides keys and values, or in place of them."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=model.config).layers)
+
+
 def windows(model: PreTrainedModel) -> list[int | None]:
     """Return the sliding window of each of the model's cached layers, None without one.
 
     Raises:
-        NotImplementedError: a layer has a recurrent state besides keys and values, or in place of them.
+        NotImplementedError: a layer has a recurrent state.
     """
-    layers = DynamicCache(config=model.config).layers
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+    if is_recurrent(model):
         raise NotImplementedError("a recurrent state")
+    layers = DynamicCache(config=model.config).layers
     return [layer.sliding_window if layer.is_sliding else None for layer in layers]

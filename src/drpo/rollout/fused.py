@@ -11,23 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
+from drpo.model.product import product
+from drpo.model.quantize import QuantizedLinear, QuantizedTensor, multiply
 from drpo.rollout.attention import attend
 from drpo.rollout.cache import GroupCache, GroupLayer
 
 Step = Callable[[GroupCache, Tensor, Tensor], Tensor]
 """Appends tokens [B] at positions [B] to the rows of a cache; returns the logits [B, V] of the next."""
 
+Weight = Tensor | QuantizedTensor
+"""[out, in]."""
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """transformers' modules of the models that `fused_step` knows."""
-
-FEW_ROWS = 8
-"""Up to so many rows, and more than one, a float32 product is faster with the weight on the left."""
-
-WIDE, BLOCK = 2048, 512
-"""With more rows a float32 product of at least so many outputs is faster in blocks that stay in the cache."""
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -81,10 +80,10 @@ class _Layer:
 
     norms: Sequence[tuple[Tensor, float]]
     qk_norms: Sequence[tuple[Tensor, float]]
-    qkv: tuple[Tensor, Tensor | None]
-    o: tuple[Tensor, Tensor | None]
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
+    qkv: tuple[Weight, Tensor | None]
+    o: tuple[Weight, Tensor | None]
+    gate_up: tuple[Weight, Tensor | None]
+    down: tuple[Weight, Tensor | None]
     heads: int
     kv_heads: int
     scaling: float
@@ -101,8 +100,8 @@ class _Layer:
             merge_(attention.o_proj),
             merge_(mlp.gate_proj, mlp.up_proj),
             merge_(mlp.down_proj),
-            attention.q_proj.out_features // width,
-            attention.k_proj.out_features // width,
+            len(attention.q_proj.weight) // width,
+            len(attention.k_proj.weight) // width,
             attention.scaling,
         )
 
@@ -130,18 +129,11 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.rms_norm(x, weight.shape, None, eps) * weight
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x [B, in] weight^T + bias, [B, out], by the fastest of three ways for B rows; the rounding may differ."""
-    n_rows, n_out = len(x), len(weight)
-    if x.dtype != torch.float32 or n_rows == 1 or (n_rows > FEW_ROWS and n_out < WIDE):
-        return linear(x, weight, bias)
-    if n_rows <= FEW_ROWS:
-        y = torch.mm(weight, x.t()).t().contiguous()
-    else:
-        y = x.new_empty(n_rows, n_out)
-        for out, block in zip(y.split(BLOCK, dim=1), weight.split(BLOCK), strict=True):
-            torch.mm(x, block.t(), out=out)
-    return y if bias is None else y.add_(bias)
+def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """Return x [B, in] weight^T + bias, [B, out]."""
+    if isinstance(weight, QuantizedTensor):
+        return multiply(x, None, weight, bias, x.dtype)
+    return product(x, weight, bias)
 
 
 def contiguous_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -153,11 +145,11 @@ def _norm_of(norm: Any) -> tuple[Tensor, float]:
     return norm.weight.detach(), norm.variance_epsilon
 
 
-def merge_(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def merge_(*linears: nn.Linear | QuantizedLinear) -> tuple[Weight, Tensor | None]:
     """Return the weights [out, in] of linear layers under one another, and their biases [out]; theirs become views.
 
     Args:
-        linears: with biases or without; changed in place unless they are merged already.
+        linears: of one class, with biases or without; changed in place unless they are merged already.
 
     Example:
         >>> a, b = nn.Linear(2, 1), nn.Linear(2, 3)
@@ -166,7 +158,10 @@ def merge_(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
         >>> weight[0], tuple(weight.shape), tuple(bias.shape)
         (tensor([7., 7.]), (4, 2), (4,))
     """
-    weight = _adjacent_([linear.weight for linear in linears])
+    weight: Weight = _adjacent_([linear.weight for linear in linears])
+    scales = [linear.scale for linear in linears if isinstance(linear, QuantizedLinear)]
+    if scales:
+        weight = QuantizedTensor(weight, _adjacent_(scales))
     biases = [linear.bias for linear in linears if linear.bias is not None]
     return weight, _adjacent_(biases) if biases else None
 
@@ -222,11 +217,15 @@ def _is_known_layer(layer: Any, home: str, rotated: int) -> bool:
     merged = [[parts[n].bias is None for n in ("q_proj", "k_proj", "v_proj")]]
     merged.append([mlp_parts[n].bias is None for n in ("gate_proj", "up_proj")])
     return (
-        all(type(linear) is nn.Linear for linear in linears)
+        (all(type(linear) is nn.Linear for linear in linears) or all(map(_is_in_int8, linears)))
         and all(type(part).__module__ == home for part in (layer, attention, mlp, *norms))
         and all(type(norm).__name__.endswith("RMSNorm") for norm in norms)
         and all(len(set(of_group)) == 1 for of_group in merged)
     )
+
+
+def _is_in_int8(layer: nn.Module) -> bool:
+    return type(layer) is QuantizedLinear and layer.weights == "int8" and layer.activations is None
 
 
 def _is_changed(module: nn.Module) -> bool:

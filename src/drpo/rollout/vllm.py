@@ -19,8 +19,16 @@ from drpo.model.loading import named_tensors
 from drpo.model.positions import Limit, sequence_limit
 from drpo.model.precision import has_fast_bf16
 from drpo.model.routing import experts_by_layer
+from drpo.rollout.cache import is_recurrent
 from drpo.rollout.routes import with_shared_prompts
-from drpo.rollout.vllm_patches import EXTENSION, launcher_variables, spare_world, threads_kept, world_size
+from drpo.rollout.vllm_patches import (
+    EXTENSION,
+    launcher_variables,
+    spare_world,
+    threads_kept,
+    transformers_kept,
+    world_size,
+)
 from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
 from drpo.rollout.weight_sync import WeightSync
 from drpo.types import Generation, Request, Sampling
@@ -89,7 +97,7 @@ class VLLMEngine:
             config = copy.deepcopy(model.config)
             config.architectures = [type(model).__name__]
             config.save_pretrained(folder)
-            options = {**numerics, **device_options(model.device), **shared, **several}
+            options = {**numerics, **device_options(model.device, recurrent=is_recurrent(model)), **shared, **several}
             self._llm = _start(folder, options, routes)
         try:
             self.load_weights(named_tensors(model), version=0)
@@ -251,8 +259,12 @@ def length_options(limit: Limit) -> dict[str, Any]:
     return {"max_model_len": limit.tokens}
 
 
-def device_options(device: torch.device) -> dict[str, Any]:
+def device_options(device: torch.device, *, recurrent: bool = False) -> dict[str, Any]:
     """Return the options that vLLM needs on this kind of device.
+
+    Args:
+        device: the device.
+        recurrent: the model has layers with a recurrent state.
 
     Raises:
         InputError: a device that vLLM does not have.
@@ -267,7 +279,9 @@ def device_options(device: torch.device) -> dict[str, Any]:
         return {}
     # Chunked prefill rewinds the random generator, which is impossible on a CPU (vLLM 0.32 raises "CPU Generator does
     # not use offset").
-    return {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
+    options = {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
+    # Without it vLLM does not cache the states of a prefix.
+    return options | ({"enable_prefix_caching": False} if recurrent else {})
 
 
 def routes_options(vllm: Any) -> dict[str, Any]:
@@ -291,18 +305,21 @@ def _start(folder: str, options: Mapping[str, Any], routes: bool) -> Any:
         vllm = _vllm()
         reports = routes_options(vllm) if routes else {}
         try:
-            return vllm.LLM(
-                model=folder,
-                skip_tokenizer_init=True,
-                load_format="dummy",
-                generation_config="vllm",
-                logprobs_mode="processed_logprobs",
-                max_logprobs=-1,
-                enable_prefix_caching=True,
-                worker_extension_cls=EXTENSION,
-                seed=0,
-                **{"max_model_len": -1, **options, **reports},  # -1: the model's, or as much as fits into the cache
-            )
+            with transformers_kept() as changed:
+                llm = vllm.LLM(
+                    model=folder,
+                    skip_tokenizer_init=True,
+                    load_format="dummy",
+                    generation_config="vllm",
+                    logprobs_mode="processed_logprobs",
+                    max_logprobs=-1,
+                    worker_extension_cls=EXTENSION,
+                    seed=0,
+                    # -1: the model's, or as much as fits into the cache
+                    **{"enable_prefix_caching": True, "max_model_len": -1, **options, **reports},
+                )
+                llm.collective_rpc("drpo_own_classes", args=(changed,))
+                return llm
         except Exception as error:  # any error means that vLLM does not support this model or machine
             raise _unfit("the model and report its experts" if routes else "the model", error) from error
 
@@ -337,7 +354,9 @@ def warn_untested(version: str) -> None:
 
 def _unfit(model: str, error: Exception) -> InputError:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    refused = re.search(r"Value error, (.+?)(?: \[type=|$)", str(error), flags=re.M)  # pydantic's last line is a link
+    refused = re.search(
+        r"(?:Value error|Assertion failed), (.+?)(?: \[type=|$)", str(error), flags=re.M
+    )  # pydantic's last line is a link
     reason = refused[1] if refused else lines[-1] if lines else type(error).__name__
     return InputError(f"engine='vllm': vLLM cannot run {model} here ({reason.strip()}); set --engine transformers")
 

@@ -5,8 +5,9 @@ methods can be called by name.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,44 @@ class Worker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A class of transformers that vLLM has changed.
+
+    Args:
+        cls: the class.
+        bases: those that it had before.
+        own: its attributes before.
+    """
+
+    cls: type
+    bases: tuple[type, ...]
+    own: dict[str, Any]
+
+    @staticmethod
+    def to_be(cls: type) -> "Changed":
+        """Note a class before it is changed."""
+        return Changed(cls, cls.__bases__, dict(vars(cls)))
+
+    def given(self) -> dict[str, Any]:
+        """Return what it was given."""
+        return {name: value for name, value in vars(self.cls).items() if self.own.get(name) is not value}
+
+    def twin(self) -> type:
+        """Return a class that is what this one was made; stays so when this one is restored."""
+        added = [base for base in self.cls.__bases__ if base not in self.bases]
+        return type(self.cls.__name__, (self.cls, *added), self.given())
+
+    def undo(self) -> None:
+        """Restore it."""
+        for name in self.given():
+            if name in self.own:
+                setattr(self.cls, name, self.own[name])
+            else:
+                delattr(self.cls, name)
+        self.cls.__bases__ = self.bases
+
+
 class WeightLoader:
     """Methods added to vLLM's worker; the prefix avoids collisions."""
 
@@ -46,6 +85,13 @@ class WeightLoader:
     def drpo_load_file(self: Any, path: str) -> None:
         """Load a safetensors file."""
         self.drpo_load(_tensors(path))
+
+    def drpo_own_classes(self: Worker, changed: Sequence[Changed]) -> None:
+        """Give the model's modules classes of their own in place of those of transformers that vLLM changed."""
+        twins = {one.cls: one.twin() for one in changed}
+        for module in self.get_model().modules():
+            if (twin := twins.get(type(module))) is not None:
+                module.__class__ = twin
 
     def drpo_dtype(self: Worker) -> dict[str, str]:
         """Return the most frequent dtype of the model's parameters."""
@@ -103,6 +149,34 @@ def threads_kept() -> Iterator[None]:
     finally:
         torch.set_num_threads = function
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def transformers_kept() -> Iterator[list[Changed]]:
+    """Undo what vLLM does to transformers' own classes: it makes a model's decoder one that it compiles.
+
+    Every instance would become one, the trainer's too, which lacks what vLLM's has and fails at its next call
+    (vllm/model_executor/models/transformers/base.py, `_decorate_cls_for_torch_compile`, in 0.32).
+
+    Yields:
+        The classes changed so far, for `WeightLoader.drpo_own_classes`, which keeps vLLM's own model as it is.
+    """
+    from vllm.compilation import decorators  # noqa: PLC0415 (an optional backend)
+
+    decorate, changed = decorators._support_torch_compile, list[Changed]()
+
+    def noting(cls: type, *args: Any, **kwargs: Any) -> type:
+        if cls.__module__.startswith("transformers.") and cls not in [one.cls for one in changed]:
+            changed.append(Changed.to_be(cls))
+        return decorate(cls, *args, **kwargs)  # type: ignore[no-any-return]
+
+    decorators._support_torch_compile = noting
+    try:
+        yield changed
+    finally:
+        decorators._support_torch_compile = decorate
+        for one in changed:
+            one.undo()
 
 
 def world_size() -> int:
