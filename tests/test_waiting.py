@@ -119,7 +119,7 @@ def test_few_rows_at_a_time_say_what_all_at_once_say(
     rows_of_steps: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In fewer steps than batches that run to their end one after another, but where the tiny weights allow few joins."""
+    """In fewer steps than batches one after another, but where the tiny weights allow few joins."""
     monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
     model, requests, routes = made(family), asked(n_samples), family == "mixtral, experts"
     engine = TransformersEngine(model, max_rows=max_rows, routes=routes)
