@@ -314,9 +314,9 @@ class Scripted:
         self.names, self.ends = self.names[rows], self.ends[rows]
 
 
-def rows_of(most: int, stop: frozenset[int]) -> list[Request]:
+def rows_of(most: int, stop: frozenset[int]) -> dict[int, Request]:
     """A hundred of them; the random numbers do not matter where one token is certain."""
-    return [Request(torch.tensor([1]), Sampling(max_new_tokens=most), stop, (b,)) for b in range(100)]
+    return {b: Request(torch.tensor([1]), Sampling(max_new_tokens=most), stop, (b,)) for b in range(100)}
 
 
 @pytest.mark.parametrize("every", [1, 8])
@@ -326,8 +326,9 @@ def test_dropping_ended_rows_changes_no_row(idle: float, every: int, monkeypatch
     monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
     ends = [int(n) for n in torch.randint(0, 60, (100,), generator=torch.Generator().manual_seed(0))]
     drawn = draw_rows(Scripted(ends), rows_of(40, frozenset({0, 199})), version=0)
-    for b, (end, row) in enumerate(zip(ends, drawn, strict=True)):
-        ended = 0 < end <= 40
+    assert len(drawn) == len(ends)
+    for b, end in enumerate(ends):
+        row, ended = drawn[b], 0 < end <= 40
         assert (row.finish_reason == "stop") == ended
         assert row.token_ids.tolist() == ([b + 1] * (end - 1) + [0] if ended else [b + 1] * 40)
         assert row.behavior_logp.tolist() == [0.0] * len(row.token_ids)

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from drpo.model.positions import narrowed
 from drpo.model.precision import resolve_precision
 from drpo.rollout import TransformersEngine, cache, decode, prefill
-from drpo.rollout.transformers import continued_batches
 from drpo.rollout.trial import Way, can_continue
 from drpo.rollout.turn_cache import Continued
+from drpo.rollout.waiting import by_kept_prompt
 from drpo.types import Generation, Request, Sampling
 from support.architectures import GROUPED, PLAIN
 from support.environments import TEMPLATE, Chat, talkative
@@ -147,6 +147,7 @@ def test_any_shape_of_batch(max_rows: int, idle: float, monkeypatch: pytest.Monk
     monkeypatch.setattr(decode, "SCORES", 3000)
     model, _ = tiny()
     rows = talk(TransformersEngine(model, max_rows=max_rows))
+    assert_same(rows, talk(TransformersEngine(model)))
     assert_own(model, rows)
 
 
@@ -243,7 +244,7 @@ def test_nothing_is_kept_that_nobody_can_continue() -> None:
 def test_rows_of_a_prompt_go_together() -> None:
     prompts = [cache.KeptPrompt(((torch.zeros(1, n, 1), torch.zeros(1, n, 1)),)) for n in (5, 2)]
     rows = {i: Continued(cache.KeptRow(prompts[i % 2], ()), torch.zeros(1)) for i in range(6)}
-    assert list(continued_batches(rows, 4)) == [[1, 3, 5, 0], [2, 4]]
+    assert by_kept_prompt(rows) == [[1], [3], [5], [0], [2], [4]]
 
 
 FEW = ("qwen3", "gemma3, mixed windows", "gpt2, learned positions", "mixtral, experts")

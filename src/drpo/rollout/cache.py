@@ -57,19 +57,20 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         prompt_keys: [N, K, P, D] of the N prompts, left-padded, K key-value heads.
         prompt_values: [N, K, P, E].
         window: positions visible to a query, itself included, or None.
+        n_rows: B, the number of rows.
 
-    After `resize`, `keys` [B, K, C, D] and `values` [B, K, C, E] are the B rows' own; the first `length` of C are used.
+    `keys` [B, K, C, D] and `values` [B, K, C, E] are the rows' own; the first `length` of C are used, at first none.
     `whole` holds both next to each other, [B, K, P + C, .], where `resize` was told that each prompt has one row.
     `written` [B, Q] bool says which of the next Q tokens are real, where some are padding; None if all are.
     """
 
     is_sliding = False
 
-    def __init__(self, prompt_keys: Tensor, prompt_values: Tensor, window: int | None) -> None:
+    def __init__(self, prompt_keys: Tensor, prompt_values: Tensor, window: int | None, n_rows: int) -> None:
         super().__init__()
         self.prompt_keys, self.prompt_values, self.window = prompt_keys, prompt_values, window
-        self.keys: Tensor = prompt_keys.new_zeros(0, prompt_keys.shape[1], 0, prompt_keys.shape[3])
-        self.values: Tensor = prompt_values.new_zeros(0, prompt_values.shape[1], 0, prompt_values.shape[3])
+        self.keys: Tensor = prompt_keys.new_zeros(n_rows, prompt_keys.shape[1], 0, prompt_keys.shape[3])
+        self.values: Tensor = prompt_values.new_zeros(n_rows, prompt_values.shape[1], 0, prompt_values.shape[3])
         self.length = 0
         self.whole: KeysValues | None = None
         self.written: Tensor | None = None
@@ -91,8 +92,30 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def resize(self, rows: Tensor, capacity: int, together: bool) -> None:
         """Keep these rows' keys and values, with room for `capacity` tokens, `together` with those of their prompts."""
-        self.keys = _resized(self.keys, rows, self.length, capacity)
-        self.values = _resized(self.values, rows, self.length, capacity)
+        self.keys = _stacked([self.keys[:, :, : self.length][rows]], self.length, capacity)
+        self.values = _stacked([self.values[:, :, : self.length][rows]], self.length, capacity)
+        self._unite(together)
+
+    def join(self, other: "GroupLayer", prompt_length: int, length: int, capacity: int, together: bool) -> None:
+        """Add the prompts and rows of another layer after these.
+
+        Args:
+            other: the other layer.
+            prompt_length: columns of the prompts from now on, the last of each table.
+            length: used columns of the rows from now on, likewise.
+            capacity: room for so many tokens.
+            together: as for `resize`.
+        """
+        own = [x[:, :, : self.length] for x in (self.keys, self.values)]
+        new = [x[:, :, : other.length] for x in (other.keys, other.values)]
+        self.keys, self.values = (_stacked(both, length, capacity) for both in zip(own, new, strict=True))
+        self.length = length
+        prompts = (self.prompt_keys, other.prompt_keys), (self.prompt_values, other.prompt_values)
+        self.prompt_keys, self.prompt_values = (_stacked(both, prompt_length, prompt_length) for both in prompts)
+        self._unite(together)
+
+    def _unite(self, together: bool) -> None:
+        """Hold the rows next to their prompts, or apart from them."""
         self.whole = None
         if together:
             prompt_length = self.prompt_keys.shape[2]
@@ -115,12 +138,17 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _resized(old: Tensor, rows: Tensor, length: int, capacity: int) -> Tensor:
-    # Unused positions hold zeros: their probability is 0, and 0 times uninitialised memory might be NaN.
-    new = old.new_zeros(len(rows), old.shape[1], capacity, old.shape[3])
-    if length:
-        new[:, :, :length] = old[:, :, :length][rows]
-    return new
+def _stacked(tables: Sequence[Tensor], end: int, capacity: int) -> Tensor:
+    """Return tables [B_i, K, C_i, D] under one another, [B, K, capacity, D]; their last columns come before `end`.
+
+    The other columns hold zeros: their probability is 0, and 0 times uninitialised memory might be NaN.
+    """
+    _, heads, _, width = tables[0].shape
+    stacked = tables[0].new_zeros(sum(map(len, tables)), heads, capacity, width)
+    for rows, table in zip(stacked.split([len(t) for t in tables]), tables, strict=True):
+        n = min(end, table.shape[2])
+        rows[:, :, end - n : end] = table[:, :, table.shape[2] - n :]
+    return stacked
 
 
 class GroupCache(Cache):  # type: ignore[misc]
@@ -139,9 +167,10 @@ class GroupCache(Cache):  # type: ignore[misc]
     def __init__(
         self, prompts: Sequence[KeysValues], mask: Tensor, prompt: Tensor, windows: Sequence[int | None]
     ) -> None:
-        super().__init__(layers=[GroupLayer(*kv, window) for kv, window in zip(prompts, windows, strict=True)])
+        layers = [GroupLayer(*kv, window, len(prompt)) for kv, window in zip(prompts, windows, strict=True)]
+        super().__init__(layers=layers)
         self.start = torch.zeros_like(prompt)
-        self._first_sampled = 0  # the column of the first token sampled with this cache
+        self._n_read = torch.zeros_like(prompt)  # own tokens of each row before the first that it samples
         self._padding = mask == 0
         self._kept: list[KeptPrompt | None] = [None] * len(mask)
         self._biases: dict[int | None, Tensor] = {}
@@ -168,8 +197,8 @@ class GroupCache(Cache):  # type: ignore[misc]
         lengths = [row.length + n for row, n in zip(rows, new, strict=True)]
         end = max(lengths)
         cache.start = torch.tensor([end - n for n in lengths], device=device)
-        cache._first_sampled, cache._kept = end, list(prompts)
-        own = _aligned([row.layers for row in rows], [end - n for n in new], (end // BLOCK + 1) * BLOCK)
+        cache._n_read, cache._kept = end - cache.start, list(prompts)
+        own = _aligned([row.layers for row in rows], [end - n for n in new], _capacity(end))
         for layer, (keys, values) in zip(cache.layers, own, strict=True):
             layer.keys, layer.values, layer.length = keys, values, end
         return cache
@@ -193,9 +222,32 @@ class GroupCache(Cache):  # type: ignore[misc]
             self._kept = [self._kept[i] for i in kept.tolist()]
             for layer in self.layers:
                 layer.prompt_keys, layer.prompt_values = layer.prompt_keys[kept], layer.prompt_values[kept]
-        self.start = self.start[rows]
+        self.start, self._n_read = self.start[rows], self._n_read[rows]
         self._number(prompt)
         self._resize(rows)
+
+    def join(self, other: "GroupCache") -> None:
+        """Add the rows of another cache, and their prompts, after these; what no row uses of the columns is cut off.
+
+        From then on there are as many columns as the longest prompt has tokens, and as the longest row.
+        """
+        both = self, other
+        prompts = torch.cat([(~x._padding).sum(1) for x in both])
+        own = torch.cat([x.layers[0].length - x.start for x in both])
+        prompt_length, length = int(prompts.max()), int(own.max())
+        prompt = torch.cat([self.prompt, other.prompt + len(self._padding)])
+        self._padding = torch.arange(prompt_length, device=prompts.device) < prompt_length - prompts[:, None]
+        self._number(prompt)
+        self.start, self._n_read = length - own, torch.cat([x._n_read for x in both])
+        self._kept = self._kept + other._kept
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.join(new, prompt_length, length, _capacity(length), self.width == 1)
+
+    def n_joining(self, empty_bytes: int) -> int:
+        """Return how many rows without tokens can join while unused columns of rows take at most so many bytes."""
+        own = self.layers[0].length - self.start
+        n_columns = empty_bytes // self.token_bytes + int(own.sum())
+        return max(0, n_columns // max(1, int(own.max())) - len(own))
 
     def part(self, rows: Tensor) -> "GroupCache":
         """Return a copy of these rows (ascending)."""
@@ -246,12 +298,10 @@ class GroupCache(Cache):  # type: ignore[misc]
 
     def n_own(self, row: int, n_sampled: int) -> int:
         """Return the cached tokens of a row behind its prompt when so many were sampled; the last was not read."""
-        return self._first_sampled - int(self.start[row]) + n_sampled - 1
+        return int(self._n_read[row]) + n_sampled - 1
 
     def kept_row(self, row: int, n_sampled: int) -> KeptRow:
         """Return what was computed of a row up to its `n_sampled`-th token, which itself was not read."""
-        if not len(self.layers[0].keys):  # no token was read yet
-            self.room()
         begin = int(self.start[row])
         own = slice(begin, begin + self.n_own(row, n_sampled))
         layers = tuple((x.keys[row, :, own].clone(), x.values[row, :, own].clone()) for x in self.layers)
@@ -265,9 +315,8 @@ class GroupCache(Cache):  # type: ignore[misc]
         self._ragged = len(prompt) < len(self._padding) * self.width
 
     def _resize(self, rows: Tensor) -> None:
-        capacity = (self.layers[0].length // BLOCK + 1) * BLOCK
         for layer in self.layers:
-            layer.resize(rows, capacity, self.width == 1)
+            layer.resize(rows, _capacity(layer.length), self.width == 1)
 
     def by_prompt(self, x: Tensor) -> Tensor:
         """Map [B, K, R, y] (R queries per key-value head) to [N, K, G * R, y], zeros for missing rows."""
@@ -304,6 +353,11 @@ class GroupCache(Cache):  # type: ignore[misc]
             in_prompt = in_prompt | (to_prompt >= layer.window)
             in_row = in_row | (query - own >= layer.window)
         return torch.cat([in_prompt, in_row.expand(n_rows, -1, -1)], dim=-1)
+
+
+def _capacity(length: int) -> int:
+    """Return the columns of a buffer in which so many are used, and at least one is free."""
+    return (length // BLOCK + 1) * BLOCK
 
 
 def _aligned(rows: Sequence[tuple[KeysValues, ...]], ends: Sequence[int], capacity: int) -> list[KeysValues]:

@@ -1,8 +1,8 @@
 """Sampling tokens for many rows together, step by step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from drpo.rollout.prefill import as_argument, last_logits, parts_of, read_in_par
 from drpo.rollout.routes import ReadRoutes
 from drpo.rollout.sample import draw, top_logprobs, uniforms
 from drpo.rollout.turn_cache import TurnCache
-from drpo.types import Generation, Request, Sampling, TopK
+from drpo.types import Generation, Request, TopK
 
 LOOK_EVERY = {"cpu": 1}
 """Tokens between two checks for finished rows; `LOOK_SELDOM` on devices where a check is a sync."""
@@ -98,6 +98,7 @@ class PlainDecoder:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (ascending) alone."""
         self.mask = self.mask[rows]
+        self.routes.keep(rows)
         self.cache.reorder_cache(rows)  # which, unlike `batch_select_indices`, recurrent states have too
 
 
@@ -186,7 +187,14 @@ class GroupDecoder:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (ascending) alone."""
         self.position = self.position[rows]
+        self.routes.keep(rows)
         self.cache.keep(rows)
+
+    def join(self, other: "GroupDecoder") -> None:
+        """Go on with the rows of another decoder as well, after these; they have sampled nothing yet."""
+        self.position = torch.cat([self.position, other.position])
+        self.routes.join(other.routes)
+        self.cache.join(other.cache)
 
 
 def _read_grouped(model: PreTrainedModel, cache: GroupCache, ids: Tensor, position: Tensor) -> Tensor:
@@ -267,50 +275,88 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = original
 
 
-Leave = Callable[[Tensor, Tensor, Sequence[tuple[int, bool]]], None]
-"""Receives rows before they leave: their numbers in the decoder and in the batch, and what `_lengths` says of them."""
+More = Callable[[GroupCache], tuple[Decoder, Mapping[int, Request]] | None]
+"""Reads rows that waited and now join those of a cache: another `GroupDecoder`, and requests by number; or None."""
 
 
+@torch.inference_mode()
 def draw_rows(
-    decoder: Decoder, requests: Sequence[Request], version: int, turn_cache: TurnCache | None = None
-) -> list[Generation]:
-    """Sample every row to its end.
+    decoder: Decoder,
+    requests: Mapping[int, Request],
+    version: int,
+    turn_cache: TurnCache | None = None,
+    more: More | None = None,
+) -> dict[int, Generation]:
+    """Sample every row to its end, and those that join them.
+
+    Finished rows are dropped when the work on them has cost about as much as dropping them, or when the cache is copied
+    anyway. Until then they continue, and their further tokens are discarded.
 
     Args:
-        decoder: has read the prompts; row b belongs to request b.
-        requests: all with the same `sampling` and `stop`.
+        decoder: has read the prompts; row b belongs to the b-th request.
+        requests: by number; all with the same `sampling` and `stop`, as are those that join.
         version: the version of the decoder's weights.
         turn_cache: receives the rows that go on, if the decoder can keep them.
+        more: asked for further rows once finished ones were looked for, if the decoder is a `GroupDecoder`.
+
+    Returns:
+        The generations, by number.
 
     Raises:
         BrokenLogpError: a row's logits are not finite.
     """
-    sampling = requests[0].sampling
-    u = torch.stack([uniforms(r.key, sampling.max_new_tokens) for r in requests])
-    stop = torch.tensor(sorted(requests[0].stop), dtype=torch.int64)
-    kept = dict[int, KeptRow]()
-    leave: Leave | None = None
-    if turn_cache is not None and isinstance(decoder, GroupDecoder) and any(r.goes_on for r in requests):
-        leave = partial(_leave, decoder.cache, requests, turn_cache, kept)
-    tokens, logps, top = _draw_on(decoder, u, stop.to(decoder.logits.device), sampling, leave)
-    ended = _lengths(tokens, stop)
-    routes = decoder.routes.routes([r.prompt_ids for r in requests], [n for n, _ in ended])
-    # Clones, because inference tensors and views of the whole batch must not leave this function.
-    generations = [
-        generation(
-            requests[b],
+    generations: dict[int, Generation] = {}
+    rows, logits = _Rows.of(requests, decoder.logits), decoder.logits
+    every = LOOK_EVERY.get(logits.device.type, LOOK_SELDOM)
+    steps, look, idle = 0, 1, 0
+    while True:
+        token = rows.draw(logits)
+        steps += 1
+        if steps == look:
+            going = rows.going.nonzero()[:, 0]
+            idle += steps * (len(rows) - len(going))
+            worth = decoder.full or rows.left == 0 or idle > IDLE_STEPS * len(rows)
+            if not len(going) or (len(going) < len(rows) and worth):
+                generations |= _ended(decoder, rows, version, turn_cache)
+                if not len(going):
+                    return generations
+                decoder.keep(going)
+                rows, token, idle = rows.at(going), token[going], 0
+            steps, look = 0, min(every, rows.left)
+        logits = decoder.step(token)
+        decoder.routes.step()
+        if steps or more is None or not isinstance(decoder, GroupDecoder):
+            continue
+        if (joining := more(decoder.cache)) is not None:
+            other, requests = joining
+            assert isinstance(other, GroupDecoder)
+            decoder.join(other)
+            rows, logits = rows.join(_Rows.of(requests, other.logits)), torch.cat([logits, other.logits])
+            look = 1
+
+
+@torch.inference_mode(mode=False)
+def _ended(decoder: Decoder, rows: "_Rows", version: int, turn_cache: TurnCache | None) -> dict[int, Generation]:
+    """Return the generations of the rows that have ended; copy those that go on, before they leave the decoder."""
+    ended = (~rows.going).nonzero()[:, 0]
+    tokens, logps = rows.tokens[ended].cpu(), rows.logps[ended].cpu()
+    top = None if rows.top is None else rows.top.at(ended).to(tokens.device)
+    numbers = list(rows.requests)
+    generations: dict[int, Generation] = {}
+    for b, (row, (n, stopped)) in enumerate(zip(ended.tolist(), _lengths(tokens, rows.stop.cpu()), strict=True)):
+        request = rows.requests[numbers[row]]
+        # Clones, because views of all rows must not leave this function.
+        generations[numbers[row]] = ended_row = generation(
+            request,
             tokens[b, :n].clone(),
             logps[b, :n].clone(),
             "stop" if stopped else "length",
             version,
             None if top is None else TopK(top.ids[b, :n].clone(), top.logp[b, :n].clone()),
-            routes[b],
+            decoder.routes.routes(row, request.prompt_ids, n),
         )
-        for b, (n, stopped) in enumerate(ended)
-    ]
-    if turn_cache is not None:
-        for b, row in kept.items():
-            turn_cache.put(generations[b], requests[b], row)
+        if turn_cache is not None and stopped and request.goes_on and isinstance(decoder, GroupDecoder):
+            turn_cache.put(ended_row, request, decoder.cache, row)
     return generations
 
 
@@ -321,70 +367,94 @@ def _lengths(tokens: Tensor, stop: Tensor) -> list[tuple[int, bool]]:
     return list(zip(lengths.tolist(), ends.any(1).tolist(), strict=True))
 
 
-def _leave(
-    cache: GroupCache,
-    requests: Sequence[Request],
-    turn_cache: TurnCache,
-    kept: dict[int, KeptRow],
-    rows: Tensor,
-    numbers: Tensor,
-    lengths: Sequence[tuple[int, bool]],
-) -> None:
-    """Copy the rows that go on, before they leave the batch."""
-    for row, b, (n, stopped) in zip(rows.tolist(), numbers.tolist(), lengths, strict=True):
-        if stopped and requests[b].goes_on and (copy := turn_cache.copy_row(cache, row, n)) is not None:
-            kept[b] = copy
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """B rows that are sampled together, in the decoder's order.
 
-
-@torch.inference_mode()
-def _draw_on(
-    decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling, leave: Leave | None = None
-) -> tuple[Tensor, Tensor, TopK | None]:
-    """Return tokens and log-probabilities [B, N], and the most probable tokens [B, N, K] if requested.
-
-    Tokens after a row's first stop token are arbitrary.
-
-    Finished rows are dropped when the work on them has cost about as much as dropping them, or when the cache is copied
-    anyway. Until then they continue, and their further tokens are discarded at the end.
+    Args:
+        requests: by number; all with the same sampling and stop tokens.
+        stop: these tokens.
+        u: [B, N]; the random numbers.
+        n: [B] int64; how many tokens each row has.
+        going: [B] bool; False from a row's last token on. It may have further tokens then, which are arbitrary.
+        tokens, logps: [B, N]; 0 from the n-th on.
+        top: [B, N, K], the most probable tokens, or None unless requested.
     """
-    device = decoder.logits.device
-    u = u.to(device) if has_float64(device) else u
-    tokens = torch.zeros(u.shape, dtype=torch.int64, device=device)
-    logps = torch.zeros(u.shape, dtype=torch.float32, device=device)
-    top = _room(tokens, sampling.top_logprobs) if sampling.top_logprobs else None
-    active = torch.arange(len(u), device=device)
-    alive = torch.ones(len(u), dtype=torch.bool, device=device)
-    every = LOOK_EVERY.get(device.type, LOOK_SELDOM)
-    idle = 0
-    logits = decoder.logits
-    for t in range(u.shape[1]):
-        token, logp = draw(logits, u[active.to(u.device), t], sampling)
-        tokens[active, t], logps[active, t] = token, logp
-        if top is not None:
-            at_step = top_logprobs(logits, sampling)
-            top.ids[active, t], top.logp[active, t] = at_step.ids, at_step.logp
-        if t + 1 == u.shape[1]:
-            break
-        alive &= ~torch.isin(token, stop)
-        if t % every == 0:
-            going = alive.nonzero()[:, 0]
-            if not len(going):
-                break
-            idle += every * (len(active) - len(going))
-            if len(going) < len(active) and (decoder.full or idle > IDLE_STEPS * len(active)):
-                if leave is not None:
-                    gone = (~alive).nonzero()[:, 0]
-                    leave(gone, active[gone], _lengths(tokens[active[gone]], stop))
-                decoder.keep(going)
-                active, token, alive, idle = active[going], token[going], alive[going], 0
-        logits = decoder.step(token)
-        decoder.routes.step(active)
-    if leave is not None:
-        leave(torch.arange(len(active)), active, _lengths(tokens[active], stop))
-    return tokens.cpu(), logps.cpu(), None if top is None else top.to(torch.device("cpu"))
 
+    requests: dict[int, Request]
+    stop: Tensor
+    u: Tensor
+    n: Tensor
+    going: Tensor
+    tokens: Tensor
+    logps: Tensor
+    top: TopK | None
 
-def _room(tokens: Tensor, k: int) -> TopK:
-    """Return zeros for k tokens at each position of tokens [B, N]."""
-    ids = tokens.new_zeros(*tokens.shape, k)
-    return TopK(ids, torch.zeros_like(ids, dtype=torch.float32))
+    @staticmethod
+    def of(requests: Mapping[int, Request], logits: Tensor) -> "_Rows":
+        """Return rows that have no tokens yet, on the device of their first logits."""
+        first, device = next(iter(requests.values())), logits.device
+        sampling = first.sampling
+        u = torch.stack([uniforms(r.key, sampling.max_new_tokens) for r in requests.values()])
+        tokens = torch.zeros(u.shape, dtype=torch.int64, device=device)
+        ids = tokens.new_zeros(*tokens.shape, sampling.top_logprobs)
+        return _Rows(
+            dict(requests),
+            torch.tensor(sorted(first.stop), dtype=torch.int64, device=device),
+            u.to(device) if has_float64(device) else u,
+            tokens.new_zeros(len(u)),
+            torch.ones(len(u), dtype=torch.bool, device=device),
+            tokens,
+            torch.zeros_like(tokens, dtype=torch.float32),
+            TopK(ids, torch.zeros_like(ids, dtype=torch.float32)) if sampling.top_logprobs else None,
+        )
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.requests)
+
+    @property
+    def left(self) -> int:
+        """How many more tokens every row may have; waits for the device."""
+        return self.tokens.shape[1] - int(self.n.max())
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Sample the next token [B] of every row."""
+        sampling, at = next(iter(self.requests.values())).sampling, self.n[:, None]
+        token, logp = draw(logits, self.u.gather(1, at.to(self.u.device))[:, 0], sampling)
+        self.tokens.scatter_(1, at, token[:, None])
+        self.logps.scatter_(1, at, logp[:, None])
+        if self.top is not None:
+            top, at = top_logprobs(logits, sampling), at[:, :, None].expand(-1, -1, sampling.top_logprobs)
+            self.top.ids.scatter_(1, at, top.ids[:, None])
+            self.top.logp.scatter_(1, at, top.logp[:, None])
+        self.n.add_(1)
+        self.going.logical_and_(~torch.isin(token, self.stop) & (self.n < self.tokens.shape[1]))
+        return token
+
+    def at(self, rows: Tensor) -> "_Rows":
+        """Return these rows."""
+        numbers = list(self.requests)
+        return _Rows(
+            {numbers[row]: self.requests[numbers[row]] for row in rows.tolist()},
+            self.stop,
+            self.u[rows.to(self.u.device)],
+            self.n[rows],
+            self.going[rows],
+            self.tokens[rows],
+            self.logps[rows],
+            None if self.top is None else self.top.at(rows),
+        )
+
+    def join(self, other: "_Rows") -> "_Rows":
+        """Return these rows and then the other ones, which have other numbers."""
+        return _Rows(
+            self.requests | other.requests,
+            self.stop,
+            torch.cat([self.u, other.u]),
+            torch.cat([self.n, other.n]),
+            torch.cat([self.going, other.going]),
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.logps, other.logps]),
+            None if self.top is None or other.top is None else TopK.cat([self.top, other.top]),
+        )

@@ -23,58 +23,71 @@ class ReadRoutes:
         self._recorder = recorder
         self._before: Tensor | None = None
         self._read: list[Tensor | None] = [None] * n
-        self._steps: list[tuple[Tensor, Tensor]] = []
+        self._sampled: list[list[Tensor]] = [[] for _ in range(n)]  # of each row, [T, L, k] that follow one another
+        self._steps: list[Tensor] = []  # since then, [rows, 1, L, k]
 
     def begin(self) -> None:
         """Note what was just read once for all rows; each of them reads on from there."""
         if self._recorder is not None:
             self._before = self._recorder.take(1)[0].cpu()
 
+    @torch.inference_mode(mode=False)
     def read(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Note what these rows just read, left-padded: so many tokens of each."""
         if self._recorder is not None:
             table = self._recorder.take(len(rows)).cpu()
             for choices, row, n in zip(table, rows, lengths, strict=True):
                 own = choices[len(choices) - n :]
-                self._read[row] = own if self._before is None else torch.cat([self._before, own])
+                self._read[row] = torch.cat([own] if self._before is None else [self._before, own])
 
     def repeat(self, samples: int) -> None:
         """Let so many rows take the place of each."""
         self._read = [choices for choices in self._read for _ in range(samples)]
+        self._sampled = [[] for _ in self._read]
 
-    def step(self, rows: Tensor) -> None:
-        """Note the token that these rows just read."""
+    def step(self) -> None:
+        """Note the token that every row just read."""
         if self._recorder is not None:
-            self._steps.append((rows, self._recorder.take(len(rows))[:, 0]))
+            self._steps.append(self._recorder.take(len(self._read)))
 
-    def routes(self, prompts: Sequence[Tensor], lengths: Sequence[int]) -> list[Routes | None]:
-        """Return the choices of every row; what of its prompt it did not read itself has none.
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        if self._recorder is not None:
+            self._settle()
+            numbers = rows.tolist()
+            self._read, self._sampled = [self._read[i] for i in numbers], [self._sampled[i] for i in numbers]
+
+    def join(self, other: "ReadRoutes") -> None:
+        """Add the rows of another after these."""
+        if self._recorder is not None:
+            self._settle()
+            self._read, self._sampled = self._read + other._read, self._sampled + other._sampled
+
+    def routes(self, row: int, prompt: Tensor, n: int) -> Routes | None:
+        """Return the choices of a row; what of its prompt it did not read itself has none.
 
         Args:
-            prompts: of each row, [P].
-            lengths: sampled tokens of each row, of which the last was not read.
+            row: its number among the rows.
+            prompt: [P], of the row.
+            n: its sampled tokens, of which the last was not read.
         """
         if self._recorder is None:
-            return [None] * len(prompts)
-        whole: dict[int, Tensor] = {}
-        steps = self._sampled(max(lengths))
-        found: list[Routes | None] = []
-        for row, (prompt, n, read) in enumerate(zip(prompts, lengths, self._read, strict=True)):
-            assert read is not None
-            if id(read) not in whole:
-                whole[id(read)] = torch.cat([none_chosen(len(prompt) - len(read), read), read])
-            sampled = none_chosen(n, read)
-            sampled[:-1] = steps[row, : n - 1]
-            found.append(Routes(whole[id(read)], sampled))
-        return found
+            return None
+        self._settle()
+        read = self._read[row]
+        assert read is not None
+        sampled = none_chosen(n, read)
+        if n > 1:
+            sampled[:-1] = torch.cat(self._sampled[row])[: n - 1]
+        n_lacking = len(prompt) - len(read)
+        return Routes(torch.cat([none_chosen(n_lacking, read), read]) if n_lacking else read, sampled)
 
-    def _sampled(self, longest: int) -> Tensor:
-        """Return what was chosen for each row's sampled tokens, [rows, longest, L, k]."""
-        like = next(x for x in self._read if x is not None)
-        table = like.new_zeros(len(self._read), longest, *like.shape[1:])
-        for t, (rows, choices) in enumerate(self._steps[:longest]):
-            table[rows.cpu(), t] = choices.cpu()
-        return table
+    def _settle(self) -> None:
+        """Note the steps since the last call with their rows."""
+        if self._steps:
+            for sampled, choices in zip(self._sampled, torch.cat(self._steps, dim=1).cpu(), strict=True):
+                sampled.append(choices)
+            self._steps = []
 
 
 def with_shared_prompts(generations: Sequence[Generation]) -> list[Generation]:

@@ -1,9 +1,9 @@
 """Rollouts in process with transformers: any causal LM, on any device, no server."""
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.model.routing import RouteRecorder
-from drpo.rollout.cache import KeptPrompt
+from drpo.rollout.cache import GroupCache
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.fused import Step, contiguous_input, fused_step
 from drpo.rollout.prefill import common_prefix
@@ -24,6 +24,7 @@ from drpo.rollout.stream import SampledToken, sampled_tokens
 from drpo.rollout.trial import Way, can_continue, can_fuse, can_share_prefix, way_to_decode
 from drpo.rollout.turn_cache import Continued, TurnCache
 from drpo.rollout.uncached import UncachedDecoder
+from drpo.rollout.waiting import Waiting, by_kept_prompt, by_prompt
 from drpo.types import Generation, Request
 
 KEPT_BYTES = 4 * 2**30
@@ -34,9 +35,10 @@ class TransformersEngine:
     """Samples with its own copy of a model's weights, in its own precision: any causal LM.
 
     A prompt runs once, and adjacent requests with it share its keys and values, or copy its recurrent states; finished
-    rows leave the batch. The same key samples the same tokens in any batch *as long as the logits are the same*: the
-    random numbers depend on the key alone, but a matrix product may round differently with another number of rows, and
-    a draw within that rounding of a boundary (about 1e-6 in float32, 1e-2 in bf16) then selects another token.
+    rows leave the batch, and waiting ones join it where prompts are shared (`Waiting`). The same key samples the same
+    tokens in any batch *as long as the logits are the same*: the random numbers depend on the key alone, but a matrix
+    product may round differently with another number of rows, and a draw within that rounding of a boundary (about 1e-6
+    in float32, 1e-2 in bf16) then selects another token.
 
     Of a row that goes on (`Request.goes_on`) the keys and values are kept until the next call, and a request that
     continues it (`Request.after`) reads only what is new: the last sampled token, and what follows it.
@@ -45,7 +47,7 @@ class TransformersEngine:
         model: the model to copy; it does not change.
         precision: the copy's precision.
         device: the copy's device.
-        max_rows: upper bound of rows decoded together; more rows run in several batches.
+        max_rows: upper bound of rows decoded together; more rows wait, and join when half of a batch has finished.
         kept_bytes: upper bound of what is kept between two calls.
         routes: report the experts that a mixture's routers choose (`Generation.routes`).
 
@@ -71,6 +73,7 @@ class TransformersEngine:
         self.model.get_output_embeddings().register_forward_pre_hook(contiguous_input)  # after a prompt it is a slice
         self.version = 0
         self._max_rows, self._kept_bytes = max_rows, kept_bytes
+        self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.way: Way | None = None  # None until tested on the first prompt
         self._continues: bool | None = None  # whether kept rows can go on; None until tested
         self._shares_prefix: bool | None = None  # whether what prompts begin with can be read once; None until tested
@@ -130,25 +133,36 @@ class TransformersEngine:
         self.release()
         generations: dict[int, Generation] = {}
         for settings in dict.fromkeys((r.sampling, r.stop) for r in requests):
-            rows = [i for i, r in enumerate(requests) if (r.sampling, r.stop) == settings]
-            continued = {i: c for i in rows if (c := before.take(requests[i])) is not None}
-            for members in continued_batches(continued, self._max_rows):
-                decoder = self._continuing([continued.pop(i) for i in members])
-                generations |= self._drawn(decoder, members, requests)
-            anew = [i for i in rows if i not in generations]
-            for batch, per_prompt in batches([requests[i].prompt_ids for i in anew], self._max_rows):
-                members = [anew[at] for at in batch]
-                decoder = self._decoder([requests[i].prompt_ids for i in members[::per_prompt]], per_prompt)
-                generations |= self._drawn(decoder, members, requests)
+            rows = {i: r for i, r in enumerate(requests) if (r.sampling, r.stop) == settings}
+            continued = {i: c for i, r in rows.items() if (c := before.take(r)) is not None}
+            anew = by_prompt({i: r.prompt_ids for i, r in rows.items() if i not in continued}, self._max_rows)
+            more = partial(self._read, Waiting([by_kept_prompt(continued), anew], self._max_rows), continued, rows)
+            while (batch := more()) is not None:
+                keeps = self.way is Way.GROUPED and any(r.goes_on for r in rows.values())
+                keeps = keeps and self._can_continue(requests[0].prompt_ids)
+                self._forget_routes()
+                generations |= draw_rows(*batch, self.version, self._kept if keeps else None, more)
         return [generations[i] for i in range(len(requests))]
 
-    def _drawn(self, decoder: Decoder, members: Sequence[int], requests: Sequence[Request]) -> dict[int, Generation]:
-        """Sample these of the requests, whose prompts the decoder has read."""
-        batch = [requests[i] for i in members]
-        keeps = self.way is Way.GROUPED and any(r.goes_on for r in batch) and self._can_continue(batch[0].prompt_ids)
-        self._forget_routes()
-        drawn = draw_rows(decoder, batch, self.version, self._kept if keeps else None)
-        return dict(zip(members, drawn, strict=True))
+    def _read(
+        self,
+        waiting: Waiting,
+        continued: dict[int, Continued],
+        requests: Mapping[int, Request],
+        cache: GroupCache | None = None,
+    ) -> tuple[Decoder, dict[int, Request]] | None:
+        """Read the rows that join those of a cache, or begin a batch; None if there are none."""
+        if not len(waiting):
+            return None
+        parts = waiting.take(*(() if cache is None else (len(cache.prompt), cache.n_joining(self._weight_bytes))))
+        if not parts:
+            return None
+        rows = [i for part in parts for i in part]
+        if rows[0] in continued:
+            decoder = self._continuing([continued.pop(i) for i in rows])
+        else:
+            decoder = self._decoder([requests[part[0]].prompt_ids for part in parts], len(parts[0]))
+        return decoder, {i: requests[i] for i in rows}
 
     @torch.inference_mode()
     def _decoder(self, prompts: Sequence[Tensor], samples: int) -> Decoder:
@@ -210,53 +224,3 @@ def make_engine(model: PreTrainedModel, precision: str = "auto", routes: bool = 
         routes: as for `TransformersEngine`.
     """
     return TransformersEngine(model, precision=resolve_precision(precision, model.device), routes=routes)
-
-
-def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int], int]]:
-    """Split rows into batches with little padding, in which every prompt has the same number of rows.
-
-    Args:
-        prompts: the rows' prompts, each [P] int64; adjacent equal ones are read once.
-        max_rows: upper bound of rows in a batch.
-
-    Yields:
-        The rows of a batch, prompt by prompt, and how many of them continue each prompt.
-
-    Example:
-        >>> a, b = torch.tensor([1, 2]), torch.tensor([3])
-        >>> list(batches([a, a, b, b], max_rows=4)), list(batches([a, a, b, b], max_rows=3))
-        ([([2, 3, 0, 1], 2)], [([2, 3], 2), ([0, 1], 2)])
-    """
-    if not prompts:
-        return
-    runs: list[list[int]] = []
-    for i, prompt in enumerate(prompts):
-        if i and (prompt is prompts[i - 1] or torch.equal(prompt, prompts[i - 1])):
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    common = math.gcd(*map(len, runs))
-    size = next(n for n in range(min(common, max_rows), 0, -1) if common % n == 0)
-    parts = [run[start : start + size] for run in runs for start in range(0, len(run), size)]
-    parts.sort(key=lambda part: len(prompts[part[0]]))
-    per_batch = max_rows // size
-    for start in range(0, len(parts), per_batch):
-        yield [i for part in parts[start : start + per_batch] for i in part], size
-
-
-def continued_batches(rows: Mapping[int, Continued], max_rows: int) -> Iterator[list[int]]:
-    """Split rows that continue kept ones into batches, by the length of their prompts, those of a prompt adjacent.
-
-    Args:
-        rows: by number.
-        max_rows: upper bound of rows in a batch.
-
-    Yields:
-        The numbers of a batch's rows.
-    """
-    by_prompt: dict[KeptPrompt, list[int]] = {}
-    for i, continued in rows.items():
-        by_prompt.setdefault(continued.row.prompt, []).append(i)
-    ordered = [i for prompt in sorted(by_prompt, key=lambda p: p.length) for i in by_prompt[prompt]]
-    for start in range(0, len(ordered), max_rows):
-        yield ordered[start : start + max_rows]

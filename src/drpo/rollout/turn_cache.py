@@ -43,19 +43,16 @@ class TurnCache:
         self._prompts: WeakSet[KeptPrompt] = WeakSet()
         self._bytes_left = max_bytes
 
-    def copy_row(self, cache: GroupCache, row: int, n_sampled: int) -> KeptRow | None:
-        """Return a row up to the last token that it sampled, or None if it does not fit."""
-        prompt = cache.kept_prompt(row)
+    def put(self, generation: Generation, request: Request, cache: GroupCache, row: int) -> None:
+        """Keep a row of a cache up to the end of its generation, unless it does not fit."""
+        prompt, n_sampled = cache.kept_prompt(row), len(generation.token_ids)
         n_tokens = cache.n_own(row, n_sampled) + (0 if prompt in self._prompts else prompt.length)
         if n_tokens * cache.token_bytes > self._bytes_left:
-            return None
+            return
         self._bytes_left -= n_tokens * cache.token_bytes
         self._prompts.add(prompt)
-        return cache.kept_row(row, n_sampled)
-
-    def put(self, generation: Generation, request: Request, row: KeptRow) -> None:
-        """Keep the row of a generation."""
-        self._rows[generation] = torch.cat([request.prompt_ids, generation.token_ids]), row
+        ids = torch.cat([request.prompt_ids, generation.token_ids])
+        self._rows[generation] = ids, cache.kept_row(row, n_sampled)
 
     def take(self, request: Request) -> Continued | None:
         """Return what a request continues, once; None if that is not kept, or not what its prompt begins with."""
