@@ -16,6 +16,7 @@ import claim_rates
 import confirmation
 import curriculum
 import newcomer
+import objectives_2026
 import regions
 import regions_page
 import routing_replay_figures as replay
@@ -33,7 +34,7 @@ from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-PAGES = ("study", "regions", "stability", "agents", "precision", "methods", "statistics", "sft")
+PAGES = ("objectives/index", "study", "regions", "stability", "agents", "precision", "methods", "statistics", "sft")
 DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in PAGES)
 
 
@@ -290,6 +291,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "replay in runs": replay.runs,
     "replay costs": replay.costs,
     "confirmation": confirmation.table,
+    "objectives of 2026": lambda: objectives_2026.table(objectives_2026.read_results()),
     **regions_page.TABLES,
 }
 
