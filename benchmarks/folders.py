@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from benchmarks.environments import HOME
 from drpo.model import loading, smollm2
 from drpo.model.names import SMOLLM2, TINY
+from drpo.rollout.turn_ends import turn_end
 
 NEVER = "<|never|>"
 
@@ -17,11 +18,11 @@ def folder(name: str, *, endless: bool = False) -> Path:
 
     Args:
         name: `SMOLLM2` or `TINY`.
-        endless: ask for the twin, whose tokenizer and generation configuration name as end of text a token that the
-            model has no logit for: no competitor can draw it, so every completion has all its tokens.
+        endless: ask for the twin, whose tokenizer, chat template and generation configuration name as end a token that
+            the model has no logit for: no competitor can draw it, so every completion has all its tokens.
     """
     plain = smollm2.smollm2() if name == SMOLLM2 else _tiny()
-    return _endless(plain, HOME / "models" / f"{name}-endless") if endless else plain
+    return _endless(plain, HOME / "models" / f"{name}-unending") if endless else plain
 
 
 def _tiny() -> Path:
@@ -43,8 +44,12 @@ def _endless(plain: Path, done: Path) -> Path:
     for file in ("config.json", "model.safetensors"):
         shutil.copy(plain / file, scratch / file)
     tokenizer = AutoTokenizer.from_pretrained(plain)
-    pad = tokenizer.pad_token_id
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token
     tokenizer.add_special_tokens({"eos_token": NEVER})
+    if tokenizer.chat_template:  # whose end of an assistant's turn ends a completion too
+        of_role = f"('{NEVER}' if message['role'] == 'assistant' else '{end}')"
+        tokenizer.chat_template = tokenizer.chat_template.replace(f"'{end}'", of_role)
+    assert turn_end(tokenizer) in (None, tokenizer.eos_token_id), tokenizer.chat_template
     tokenizer.save_pretrained(scratch)
     GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=pad).save_pretrained(scratch)
     scratch.rename(done)

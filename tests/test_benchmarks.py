@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from benchmarks import folders
 from benchmarks.__main__ import main
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.floor import Step, head_flops
@@ -22,6 +23,12 @@ from benchmarks.workers import drpo_neighbours, drpo_overlap, drpo_resampling, d
 from benchmarks.workers import head as head_worker
 from benchmarks.workers.drpo_mismatch import figures
 from benchmarks.workers.head_inputs import make
+
+from drpo.model.loading import load, load_tokenizer
+from drpo.model.names import SMOLLM2
+from drpo.rollout import encode_prompt
+from drpo.rollout.turn_ends import stop_ids
+from drpo.types import Problem
 
 MACHINE = {
     "processor": "AMD EPYC 9555",
@@ -291,3 +298,12 @@ def test_objectives_of_sequences_and_of_the_batch_stand_beside_one_of_tokens(tmp
         (answers,) = case["rounds"]
         assert {"drpo(0.2)", "cppo", "m2po"} <= set(answers) and not case["failures"]
     assert "times drpo(0.2)" in path.with_suffix(".md").read_text()
+
+
+def test_a_completion_of_the_endless_twin_has_no_end_that_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though the chat template of the plain model ends a turn; and both make the same prompt."""
+    monkeypatch.setattr(folders, "HOME", tmp_path)
+    plain, (model, tokenizer) = load_tokenizer(SMOLLM2), load(str(folders.folder(SMOLLM2, endless=True)))
+    assert min(stop_ids(model, tokenizer)) >= model.config.vocab_size
+    problem = Problem.of_text("p", "What is 2 + 3?", "5")
+    assert encode_prompt(plain, problem).tolist() == encode_prompt(tokenizer, problem).tolist()
