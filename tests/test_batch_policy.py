@@ -300,6 +300,13 @@ def test_any_micro_batches_give_the_same_update(
     assert len(shapes) == 3
 
 
+def assert_column(groups: list[ScoredGroup], column: str, policy: Policy, rollout: list[Episode]) -> None:
+    """Every sequence has the model's own log-probabilities in a column."""
+    sequences = [s for g in groups for e in g.episodes for s in e.sequences]
+    for s, c in zip(sequences, rollout, strict=True):
+        torch.testing.assert_close(getattr(s, column), own_logp(policy.model, c, 1.0), rtol=0, atol=1e-5)
+
+
 def test_the_proximal_policy_is_the_policy_before_the_updates(
     groups: list[ScoredGroup], rollout: list[Episode]
 ) -> None:
@@ -307,10 +314,7 @@ def test_the_proximal_policy_is_the_policy_before_the_updates(
     model, _ = tiny(STOPS)
     policy = policy_of(perturb(model, 0.02))
     anchored = LogpPass("proximal_logp", policy, 163).add_to(groups)
-    sequences = [s for g in anchored for e in g.episodes for s in e.sequences]
-    for s, c in zip(sequences, rollout, strict=True):
-        assert s.proximal_logp is not None
-        torch.testing.assert_close(s.proximal_logp, own_logp(policy.model, c, 1.0), rtol=0, atol=1e-5)
+    assert_column(anchored, "proximal_logp", policy, rollout)
     (batch,) = batched(anchored, how(micro_batch_tokens=163))
     found, _ = gradients(policy, batch, Decoupled(PPOClip()))
     close(found, gradients(policy, batch, Reinforce())[0], 1e-5)
@@ -322,10 +326,7 @@ def test_a_reference_model_is_followed_as_an_advantage(groups: list[ScoredGroup]
     """RefKL's gradient is REINFORCE's with l_ref - l for the advantage, where the policy is the sampler."""
     policy, teacher = policy_of(tiny(STOPS)[0]), policy_of(perturb(tiny(STOPS)[0], 0.02))
     taught = LogpPass("reference_logp", teacher, 163).add_to(groups)
-    sequences = [s for g in taught for e in g.episodes for s in e.sequences]
-    for s, c in zip(sequences, rollout, strict=True):
-        assert s.reference_logp is not None
-        torch.testing.assert_close(s.reference_logp, own_logp(teacher.model, c, 1.0), rtol=0, atol=1e-5)
+    assert_column(taught, "reference_logp", teacher, rollout)
     (batch,) = batched(taught, how(micro_batch_tokens=163))
     found, _ = gradients(policy, batch, RefKL())
     apart = [replace(m, advantage=m.reference_logp - m.behavior_logp) for m in batch.micro_batches]
