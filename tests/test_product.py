@@ -7,17 +7,18 @@ from torch import nn
 from drpo.model import product as ways
 from drpo.model.product import product
 
-ROWS = [1, 2, ways.FEW_ROWS, ways.FEW_ROWS + 1, 40]
+ROWS = [1, 2, ways.FEW_ROWS, ways.FEW_ROWS + 1, ways.SOME_ROWS, ways.SOME_ROWS + 1]
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("n_out", [30, ways.WIDE, 2 * ways.WIDE + 7])
+@pytest.mark.parametrize("n_out", [30, 31, ways.WIDE, 2 * ways.WIDE + 7])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_each_way_to_multiply_is_the_product(rows: int, n_out: int, has_bias: bool) -> None:
     x, weight = torch.randn(rows, 24), torch.randn(n_out, 24)
     bias = torch.randn(n_out) if has_bias else None
+    kept = weight.clone()
     y = product(x, weight, bias)
-    assert y.is_contiguous()
+    assert y.is_contiguous() and torch.equal(weight, kept)
     torch.testing.assert_close(y, nn.functional.linear(x, weight, bias), rtol=0, atol=1e-4)
 
 

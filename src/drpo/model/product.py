@@ -1,11 +1,16 @@
 """Products with a weight on a CPU, by the fastest way for the number of rows."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-FEW_ROWS = 8
-"""Up to so many rows, and more than one, a float32 product is faster with the weight on the left."""
+FEW_ROWS = 5
+"""Up to so many rows a product is faster with the weight on the left."""
+
+SOME_ROWS = 128
+"""Up to so many rows a float32 product is faster as a batch of products with parts of the weight."""
 
 WIDE, BLOCK = 2048, 512
 """With more rows a float32 product of at least so many outputs is faster in blocks that stay in the cache."""
@@ -15,13 +20,14 @@ CONVERTED = 2**18
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x weight^T + bias in x's dtype; how it is rounded may depend on the number of rows.
+    """Return x weight^T + bias in x's dtype; how it is rounded may depend on the number of rows and of threads.
 
-    An int8 weight is converted block by block, so that no copy of the whole is written to memory.
+    PyTorch's product of a few float32 rows may run in one thread; a batch of products runs in all of them. An int8
+    weight is converted block by block, so that no copy of the whole is written to memory.
 
     Args:
         x: [B, in], float.
-        weight: [out, in], of x's dtype or int8.
+        weight: [out, in], contiguous, of x's dtype or int8.
         bias: [out] or None.
 
     Returns:
@@ -31,23 +37,44 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> product(torch.tensor([[0.5, 2.0]]), torch.tensor([[2, 1], [0, -1]], dtype=torch.int8))
         tensor([[ 3., -2.]])
     """
-    n_rows, n_out = len(x), len(weight)
-    few = 1 < n_rows <= FEW_ROWS and x.dtype == torch.float32
     if weight.dtype == torch.int8:
-        block = max(1, CONVERTED // weight.shape[1])
-    elif few:
-        block = n_out
-    elif x.dtype == torch.float32 and n_rows > 1 and n_out >= WIDE:
-        block = BLOCK
+        y = _in_turn(x, weight, max(1, CONVERTED // weight.shape[1]))
+    elif x.dtype != torch.float32:
+        return linear(x, weight, bias)
+    elif len(x) <= SOME_ROWS:
+        y = _in_parts(x, weight)
+    elif len(weight) >= WIDE:
+        y = _in_turn(x, weight, BLOCK)
     else:
         return linear(x, weight, bias)
-    if few:
+    return y if bias is None else y.add_(bias)
+
+
+def _in_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x weight^T as a batch of products with equal parts of the weight, at least one for each thread if they can be."""
+    n_rows, n_out = len(x), len(weight)
+    n_parts = _divisor(n_out, max(torch.get_num_threads(), n_out // BLOCK))
+    parts = weight.view(n_parts, -1, weight.shape[1])
+    if n_rows <= FEW_ROWS:
+        return torch.bmm(parts, x.t().expand(n_parts, -1, -1)).view(n_out, n_rows).t().contiguous()
+    return torch.bmm(x.expand(n_parts, -1, -1), parts.mT).transpose(0, 1).reshape(n_rows, n_out)
+
+
+def _in_turn(x: Tensor, weight: Tensor, block: int) -> Tensor:
+    """Return x weight^T, one block of the weight's rows after the other, each converted to x's dtype."""
+    n_rows, n_out = len(x), len(weight)
+    if 1 < n_rows <= FEW_ROWS:
         y = x.new_empty(n_out, n_rows)
         for out, part in zip(y.split(block), weight.split(block), strict=True):
             torch.mm(part.to(x.dtype), x.t(), out=out)
-        y = y.t().contiguous()
-    else:
-        y = x.new_empty(n_rows, n_out)
-        for out, part in zip(y.split(block, dim=1), weight.split(block), strict=True):
-            torch.mm(x, part.to(x.dtype).t(), out=out)
-    return y if bias is None else y.add_(bias)
+        return y.t().contiguous()
+    y = x.new_empty(n_rows, n_out)
+    for out, part in zip(y.split(block, dim=1), weight.split(block), strict=True):
+        torch.mm(x, part.to(x.dtype).t(), out=out)
+    return y
+
+
+@lru_cache(maxsize=None)
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most `most`."""
+    return next(n for n in range(min(most, number), 0, -1) if number % n == 0)
