@@ -52,12 +52,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _in_parts(x: Tensor, weight: Tensor) -> Tensor:
     """Return x weight^T as a batch of products with equal parts of the weight, at least one for each thread if they can be."""
-    n_rows, n_out = len(x), len(weight)
+    (n_rows, n_in), n_out = x.shape, len(weight)
     n_parts = _divisor(n_out, max(torch.get_num_threads(), n_out // BLOCK))
-    parts = weight.view(n_parts, -1, weight.shape[1])
-    if n_rows <= FEW_ROWS:
-        return torch.bmm(parts, x.t().expand(n_parts, -1, -1)).view(n_out, n_rows).t().contiguous()
-    return torch.bmm(x.expand(n_parts, -1, -1), parts.mT).transpose(0, 1).reshape(n_rows, n_out)
+    parts = weight.view(n_parts, -1, n_in)
+    if n_rows > FEW_ROWS:
+        return torch.bmm(x.expand(n_parts, -1, -1), parts.mT).transpose(0, 1).reshape(n_rows, n_out)
+    columns = x.contiguous().as_strided((n_parts, n_in, n_rows), (0, 1, n_in))  # one row's stride may be any: 1 is slow
+    y = torch.bmm(parts, columns).view(n_out, n_rows)
+    return y.t().contiguous() if n_rows > 1 else y.view(1, n_out)
 
 
 def _in_turn(x: Tensor, weight: Tensor, block: int) -> Tensor:
