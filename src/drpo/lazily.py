@@ -1,4 +1,4 @@
-"""Libraries that few runs need: each would cost every process of a run about a second at its start."""
+"""Libraries and modules that few runs need: each would cost every process of a run about a second at its start."""
 
 import sys
 from importlib import import_module
@@ -20,10 +20,10 @@ class _Later(ModuleType):
 
 
 def lazily(name: str) -> ModuleType:
-    """Return a library that is imported where an attribute of it is first asked for.
+    """Return a library or module that is imported where an attribute of it is first asked for.
 
     Args:
-        name: of the library, without a dot.
+        name: of the library or module, in full.
 
     Returns:
         The library, or what stands for it. Where it is not installed, the first attribute raises `ModuleNotFoundError`.

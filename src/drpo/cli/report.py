@@ -8,10 +8,12 @@ from drpo.cli.folder import open_run
 from drpo.cli.runs import reading
 from drpo.errors import InputError, is_disk_full, printable
 from drpo.lab.trial_result import is_comparison, read_comparison
-from drpo.report.comparison_page import write_comparison_report
+from drpo.lazily import lazily
 from drpo.report.run_page import write_report
 from drpo.report.sft_page import write_sft_report
 from drpo.train.records import is_sft
+
+comparison_page = lazily("drpo.report.comparison_page")  # whose statistics take a second to import
 
 
 def report(folder: Path, options: ReportOptions) -> int:
@@ -31,7 +33,8 @@ def report(folder: Path, options: ReportOptions) -> int:
 
 def _write(folder: Path, options: ReportOptions) -> Path:
     if is_comparison(folder):
-        return write_comparison_report(folder, read_comparison(folder), options.out)
+        path: Path = comparison_page.write_comparison_report(folder, read_comparison(folder), options.out)
+        return path
     if is_sft(folder):
         return write_sft_report(folder, options.out)
     # Only the objective is evaluated; the other specs are only shown.

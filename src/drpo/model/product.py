@@ -1,6 +1,6 @@
 """Products with a weight on a CPU, by the fastest way for the number of rows."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _in_parts(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x weight^T as a batch of products with equal parts of the weight, at least one for each thread if they can be."""
+    """Return x weight^T as a batch of products with equal parts of the weight, as many as threads if that can be."""
     (n_rows, n_in), n_out = x.shape, len(weight)
     n_parts = _divisor(n_out, max(torch.get_num_threads(), n_out // BLOCK))
     parts = weight.view(n_parts, -1, n_in)
@@ -76,7 +76,7 @@ def _in_turn(x: Tensor, weight: Tensor, block: int) -> Tensor:
     return y
 
 
-@lru_cache(maxsize=None)
+@cache
 def _divisor(number: int, most: int) -> int:
     """Return the largest divisor of a number that is at most `most`."""
     return next(n for n in range(min(most, number), 0, -1) if number % n == 0)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from drpo.errors import InputError
-from drpo.model import loading
+from drpo.lazily import lazily
 from drpo.spec import runs_code
 from drpo.train.config import Run
 from drpo.train.records import MODEL
+
+loading = lazily("drpo.model.loading")  # which imports every model's code: seconds, and 200 MiB
 
 _WORD_START = "\u2581"
 """How SentencePiece writes the space before a word, which decoding a token alone leaves out."""
@@ -38,8 +40,10 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
     if not exported.exists() and runs_code(run.model.name):
         return None
     try:
+        if (exported / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(exported, local_files_only=True)
         return loading.load_tokenizer(str(exported) if exported.exists() else run.model.name)
-    except InputError:
+    except (InputError, OSError, ValueError):
         return None
 
 
