@@ -63,6 +63,8 @@ def test_help_typos_and_what_reads_records_import_nothing_heavy(run: Path):
     assert set(map(tuple, loaded(ANSWERED_AT_ONCE + of_the_run, HEAVY).values())) == {()}
 
 
-def test_a_configuration_imports_torch_alone():
-    lines = [["train", "demo", "--help"], ["compare", "gsm8k", "--help"], ["eval", "--help"]]
-    assert set(map(tuple, loaded(lines, HEAVY).values())) == {("torch", "numpy")}  # torch imports numpy
+def test_a_configuration_imports_torch_alone_and_a_report_no_models(run: Path):
+    lines = [["train", "demo", "--help"], ["compare", "gsm8k", "--help"], ["eval", "--help"], ["report", str(run)]]
+    *configurations, report = loaded(lines, (*HEAVY, "transformers.modeling_utils")).values()
+    assert set(map(tuple, configurations)) == {("torch", "numpy")}  # torch imports numpy
+    assert report == ["torch", "transformers", "numpy", "plotly"]
