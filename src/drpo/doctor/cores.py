@@ -76,6 +76,7 @@ def by_others(began: CoreTimes, ended: CoreTimes) -> Finding | None:
         "note",
         f"other programs kept {used:.1f} cores busy meanwhile",
         f"at most {MOST_BY_OTHERS:g}",
-        "steps take longer than they would alone, and times cannot be compared: end the others, or wait for them",
+        "steps take longer than they would alone, and times cannot be compared: end the others, wait for them, or set "
+        "GOMP_SPINCOUNT=1000 in the environment, with which threads on Linux sleep while they wait",
         {"cores_of_others": used},
     )
