@@ -1183,35 +1183,34 @@ def test_cppos_schedule_and_budget_are_those_of_the_whole_sequence() -> None:
         assert kept <= {*slope.nonzero()[:, 0].tolist()} and slope[0] == 0
 
 
-def test_a_token_on_the_border_of_a_region_is_inside() -> None:
-    """To the bit, on both sides; a radius smaller by 1e-9 leaves it outside, and what masks then drops it."""
+@pytest.mark.parametrize(("pi", "a"), [(0.6, 1.0), (0.3, -1.0)])
+def test_a_token_on_the_border_of_a_region_is_inside(pi: float, a: float) -> None:
+    """To the bit; a radius smaller by 1e-9 leaves it outside, and what masks then drops it."""
     nothing = Reinforce()
-    for pi, a in ((0.6, 1.0), (0.3, -1.0)):
-        tokens = probable(pi, 0.4, a)
-        apart, away, r = prob_diff(tokens).abs().item(), prob_diff(tokens, 1.0).abs().item(), ratio(tokens).item()
-        l, m = tokens.logp, tokens.behavior_logp
-        forward, back = bernoulli_kl(m, l).item(), bernoulli_kl(l, m).item()
-        radii: list[tuple[Callable[[float], Objective], float]] = [
-            *((make, apart) for make in (DPPO, SymmetricMask, IPO, CPPO)),
-            (lambda d: DPPO(d if a < 0 else 9.0, 9.0 if a < 0 else d), apart),
-            (lambda d: DPPO(d, divergence="topk_tv"), tokens.divergence.item()),  # type: ignore[union-attr]
-            *((lambda d, make=make: make(d, divergence="kl"), forward) for make in (DPPO, SymmetricMask)),
-            *((make, max(forward, back)) for make in (KPop, lambda d: Product(nothing, (BinaryKL(d),)))),
-            (lambda d: Product(nothing, (Reject("token_k2", d),)), (l - m).square().item() / 2),
-            (lambda d: Product(nothing, (Reject("seq_mean_k3", d),)), (prob_diff(tokens, 1.0) - (l - m)).item()),
-            (lambda d: IcePop(0.01, d) if a > 0 else IcePop(1 / d, 9.0), max(r, 1 / r)),
-            *((make, apart) for make in (DRPO, lambda d: Sum(((0.5, DRPO(d)),)))),
-            *((make, away) for make in (SPO, lambda d: PPOClip(min(d, 1.0), d), lambda d: GSPO(min(d, 1.0), d))),
-            (lambda d: GMPO(d, d), (l - m).abs().item()),
-        ]
-        for make, radius in radii:
-            for size, outside in ((radius, False), (radius * (1 - 1e-9), True)):
-                objective = make(size)
-                assert objective.out_of_region(tokens).item() == outside, objective  # type: ignore[attr-defined]
-                if not isinstance(objective, DRPO | SPO | Sum):
-                    assert (gradient(objective, tokens).item() == 0) == outside, objective
-    kept = OPSM((m - l).item())
-    assert not kept.out_of_region(tokens).item() and OPSM(kept.delta * (1 - 1e-9)).out_of_region(tokens).item()
+    tokens = probable(pi, 0.4, a)
+    apart, away, r = prob_diff(tokens).abs().item(), prob_diff(tokens, 1.0).abs().item(), ratio(tokens).item()
+    l, m = tokens.logp, tokens.behavior_logp
+    forward, back = bernoulli_kl(m, l).item(), bernoulli_kl(l, m).item()
+    radii: list[tuple[Callable[[float], Objective], float]] = [
+        *((make, apart) for make in (DPPO, SymmetricMask, IPO, CPPO)),
+        (lambda d: DPPO(d if a < 0 else 9.0, 9.0 if a < 0 else d), apart),
+        (lambda d: DPPO(d, divergence="topk_tv"), tokens.divergence.item()),  # type: ignore[union-attr]
+        *((lambda d, make=make: make(d, divergence="kl"), forward) for make in (DPPO, SymmetricMask)),
+        *((make, max(forward, back)) for make in (KPop, lambda d: Product(nothing, (BinaryKL(d),)))),
+        (lambda d: Product(nothing, (Reject("token_k2", d),)), (l - m).square().item() / 2),
+        (lambda d: Product(nothing, (Reject("seq_mean_k3", d),)), (prob_diff(tokens, 1.0) - (l - m)).item()),
+        (lambda d: IcePop(0.01, d) if a > 0 else IcePop(1 / d, 9.0), max(r, 1 / r)),
+        *((make, apart) for make in (DRPO, lambda d: Sum(((0.5, DRPO(d)),)))),
+        *((make, away) for make in (SPO, lambda d: PPOClip(min(d, 1.0), d), lambda d: GSPO(min(d, 1.0), d))),
+        (lambda d: GMPO(d, d), (l - m).abs().item()),
+        (lambda d: Product(nothing, (OPSM(d) if a < 0 else Band(0.0, 1 + d),)), (m - l).item() if a < 0 else r - 1),
+    ]
+    for make, radius in radii:
+        for size, outside in ((radius, False), (radius * (1 - 1e-9), True)):
+            objective = make(size)
+            assert objective.out_of_region(tokens).item() == outside, objective  # type: ignore[attr-defined]
+            if not isinstance(objective, DRPO | SPO | Sum):
+                assert (gradient(objective, tokens).item() == 0) == outside, objective
 
 
 def test_cppos_last_token_has_the_weight_w_min() -> None:
