@@ -171,9 +171,6 @@ def _k3(tokens: Tokens) -> Tensor:
     return prob_diff(tokens, power=1.0) - log_ratio(tokens)
 
 
-FAR = 1e15
-"""Bound of a log-ratio that is squared: its square is finite, and beyond every threshold."""
-
 _ESTIMATES = {"k1": _k1, "k2": _k2, "k3": _k3}
 STATISTICS = tuple(f"{over}_{kind}" for over in ("token", "seq_sum", "seq_mean", "seq_max") for kind in _ESTIMATES)
 """The statistics of `Reject`."""
