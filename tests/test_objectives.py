@@ -68,10 +68,12 @@ from drpo.objectives import (
     total,
     vanishes_at_zero_advantage,
 )
-from drpo.objectives.composed import Proximal
+from drpo.objectives.composed import Proximal, summands
 from drpo.objectives.factors import RATIOS, STATISTICS
+from drpo.objectives.mask import bernoulli_kl
+from drpo.objectives.ratios import prob_diff, ratio
 from drpo.objectives.sequences import Sequences
-from drpo.spec import format_spec, parse_spec
+from drpo.spec import Summand, format_spec, parse_spec
 from drpo.types import TokenLoss, Tokens
 from support import golden_2026, reference
 from support.reference import Rule, Truth, truths
@@ -796,8 +798,8 @@ def test_fully_masked_part_backpropagates_zero(objective: Objective) -> None:
 def test_loss_of_ordinary_masked_slots_is_finite(objective: Objective) -> None:
     """For a caller who multiplies by a mask of his own instead of using `total`."""
     tokens = random_tokens([3, 2])
-    tokens = dataclasses.replace(tokens, keep=tokens.keep & (tokens.sequence == 0))
-    assert torch.isfinite(objective(tokens).loss).all()
+    for some in (tokens.keep & (tokens.sequence == 0), torch.zeros(5).bool()):
+        assert torch.isfinite(objective(dataclasses.replace(tokens, keep=some)).loss).all()
 
 
 LENGTHS = [4, 1, 6, 3, 2, 7, 1, 5]
@@ -1090,6 +1092,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         (Band, "high", (0.5, math.inf)),
         (Band, "over", ("row", "")),
         (Reject, "statistic", ("k3", "seq_min_k3")),
+        (Reject, "low", (-1, math.nan)),
         (Reject, "high", (0, math.nan)),
         (OPSM, "delta", (0, math.nan)),
         (BinaryKL, "delta", (0, math.nan)),
@@ -1108,7 +1111,7 @@ def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple
         DivergencePenalty: {"kind": "k3", "coefficient": 1},
         Band: {"low": 0.5, "high": 2.0},
         BinaryKL: {"delta": 0.1},
-        Reject: {"statistic": "seq_mean_k3", "high": 1.0},
+        Reject: {"statistic": "seq_mean_k1", "high": 1.0},
         ImportanceWeight: {"cap": 2.0},
     }
     for value in wrong:
@@ -1180,6 +1183,45 @@ def test_cppos_schedule_and_budget_are_those_of_the_whole_sequence() -> None:
         assert kept <= {*slope.nonzero()[:, 0].tolist()} and slope[0] == 0
 
 
+@pytest.mark.parametrize(("pi", "a"), [(0.6, 1.0), (0.3, -1.0)])
+def test_a_token_on_the_border_of_a_region_is_inside(pi: float, a: float) -> None:
+    """To the bit; a radius smaller by 1e-9 leaves it outside, and what masks then drops it."""
+    nothing = Reinforce()
+    tokens = probable(pi, 0.4, a)
+    apart, away, r = prob_diff(tokens).abs().item(), prob_diff(tokens, 1.0).abs().item(), ratio(tokens).item()
+    l, m = tokens.logp, tokens.behavior_logp
+    forward, back = bernoulli_kl(m, l).item(), bernoulli_kl(l, m).item()
+    radii: list[tuple[Callable[[float], Objective], float]] = [
+        *((make, apart) for make in (DPPO, SymmetricMask, IPO, CPPO)),
+        (lambda d: DPPO(d if a < 0 else 9.0, 9.0 if a < 0 else d), apart),
+        (lambda d: DPPO(d, divergence="topk_tv"), tokens.divergence.item()),  # type: ignore[union-attr]
+        *((lambda d, make=make: make(d, divergence="kl"), forward) for make in (DPPO, SymmetricMask)),
+        *((make, max(forward, back)) for make in (KPop, lambda d: Product(nothing, (BinaryKL(d),)))),
+        (lambda d: Product(nothing, (Reject("token_k2", d),)), (l - m).square().item() / 2),
+        (lambda d: Product(nothing, (Reject("seq_mean_k3", d),)), (prob_diff(tokens, 1.0) - (l - m)).item()),
+        (lambda d: IcePop(0.01, d) if a > 0 else IcePop(1 / d, 9.0), max(r, 1 / r)),
+        *((make, apart) for make in (DRPO, lambda d: Sum(((0.5, DRPO(d)),)))),
+        *((make, away) for make in (SPO, lambda d: PPOClip(min(d, 1.0), d), lambda d: GSPO(min(d, 1.0), d))),
+        (lambda d: GMPO(d, d), (l - m).abs().item()),
+        (lambda d: Product(nothing, (OPSM(d) if a < 0 else Band(0.0, 1 + d),)), (m - l).item() if a < 0 else r - 1),
+    ]
+    for make, radius in radii:
+        for size, outside in ((radius, False), (radius * (1 - 1e-9), True)):
+            objective = make(size)
+            assert objective.out_of_region(tokens).item() == outside, objective  # type: ignore[attr-defined]
+            if not isinstance(objective, DRPO | SPO | Sum):
+                assert (gradient(objective, tokens).item() == 0) == outside, objective
+
+
+def test_cppos_last_token_has_the_weight_w_min() -> None:
+    """In sequences of 2 and 3 tokens; at the threshold itself it is kept."""
+    for n in (2, 3):
+        tokens = make_tokens([-2.0] * (n - 1) + [-1.0], [-2.0] * n, [1.0] * n, sequence=[0] * n)
+        moved = prob_diff(tokens)[-1].item()
+        for delta, out in ((0.5 * moved, False), (0.4999 * moved, True)):
+            assert CPPO(delta, w_min=0.5).out_of_region(tokens).tolist() == [False] * (n - 1) + [out]
+
+
 @pytest.mark.parametrize("q", [0.0, 0.35, 0.9, 1.0])
 def test_a_quantile_is_linear_between_two_kept_tokens(q: float) -> None:
     tokens = random_tokens([1, 2, 5, 12, 30])
@@ -1212,6 +1254,68 @@ def test_what_is_composed_has_a_spec_or_is_refused() -> None:
     assert product.needs == {"score", "batch"} == Sum(((1.0, product), (1.0, K2()))).needs
     assert Decoupled(product).needs == {"score", "batch", "proximal_logp"} == Decoupled(TOPR(), product.factors).needs
     assert product.vanishes_at_zero_advantage and not Product(K2(), (OPSM(0.1),)).vanishes_at_zero_advantage
+
+
+class Telling:
+    """A user's objective with a figure, which says nothing about A = 0."""
+
+    tokenwise = True
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        return TokenLoss(-tokens.advantage * tokens.logp, {"told": tokens.logp.detach()})
+
+
+def test_what_is_composed_is_of_all_its_parts() -> None:
+    """Their figures, promises, statistics of the batch and regions."""
+    told, tokens = Telling(), random_tokens([3, 4])
+    for made in (Product(told, (OPSM(0.1),)), Sum(((1.0, told), (1.0, Reinforce()))), Decoupled(told)):
+        assert made.vanishes_at_zero_advantage is False and made(tokens).metrics.keys() == {"told"}
+    for made in (Sum(((1.0, K2()), (1.0, GSPO()))), Decoupled(GSPO()), Decoupled(K2(), (OPSM(0.1),))):
+        assert not made.tokenwise
+    band, inner = Band(0.7, 1.4), Product(ImportanceSampling(), (OPSM(0.1),))
+    assert Decoupled(inner, (band,)).parts == (ImportanceSampling(), OPSM(0.1), Proximal(), band)
+    assert summands(Sum(((2.0, inner), (1.0, Decoupled(K2()))))) == [
+        Summand((ImportanceSampling(), OPSM(0.1)), 2.0),
+        Summand((K2(), Proximal()), 1.0),
+    ]
+    normalized = ImportanceWeight("token", 2.0, 0.6, 1.5, normalize=True)
+    both = Sum(((1.0, Product(M2PO(0.05), (normalized,))), (2.0, Decoupled(M2PO(0.05), (SecondMoment(0.01),)))))
+    fixed, first = of_batch(both, tokens), tokens.sequence == 0
+    assert torch.equal(gradient(fixed, take(tokens, first)), gradient(both, tokens)[first])
+    assert not torch.equal(gradient(both, take(tokens, first)), gradient(both, tokens)[first])
+
+    # r of pi to p, and of p to mu: inside both; outside the clip; outside the band; outside both.
+    inside, clipped, cut = 0.0, 0.5, 1.0
+    steps = [(x, y) for y in (inside, cut) for x in (inside, clipped)]
+    moved = make_tokens([-1.0] * 4, [-1.0 - x - y for x, y in steps], [1.0] * 4)
+    moved = dataclasses.replace(moved, proximal_logp=torch.tensor([-1.0 - x for x, _ in steps]).double())
+    ratios = moved.logp - moved.behavior_logp
+    for made, outside in (
+        (Decoupled(PPOClip(0.2, 0.28), (band,)), [False, True, True, True]),
+        (Decoupled(PPOClip(0.2, 0.28)), [False, True, False, True]),
+        (Decoupled(Reinforce(), (OPSM(9.0), band)), [False, False, True, True]),
+        (Product(Reinforce(), (band,)), (ratios > math.log(1.4)).tolist()),
+        (Product(IcePop(0.1, 4.0), (Band(0.5, 2.0),)), (ratios > math.log(2)).tolist()),
+        (Sum(((1.0, K2()), (1.0, IcePop(0.1, 2.0)))), (ratios > math.log(2)).tolist()),
+        (of_batch(Product(Reinforce(), (normalized,)), moved), (ratios > math.log(1.5)).tolist()),
+    ):
+        assert made.out_of_region(moved).tolist() == outside, made
+    for made in (Decoupled(Reinforce()), Decoupled(K2(), (ImportanceWeight(cap=2.0),)), Sum(((1.0, K2()),))):
+        assert made.out_of_region(moved) is None
+    for text in ("vespo(max_ratio=2.0)", "none*proximal"):
+        with pytest.raises(InputError, match="proximal_logp is missing"):
+            gradient(parse_spec(text, REGISTRY), dataclasses.replace(moved, proximal_logp=None))
+    with pytest.raises(InputError, match="score is missing"):
+        gradient(TOPR(), dataclasses.replace(moved, score=None))
+
+
+def test_a_factor_is_a_number_in_the_losss_precision() -> None:
+    tokens = random_tokens([3, 4])
+    masks = Band(0.7, 1.4), Band(0.1, 3.0, "every"), Reject("seq_max_k2", 0.1), BinaryKL(0.1), OPSM(0.1), SecondMoment()
+    for dtype, wanted in ((torch.float64,) * 2, (torch.bfloat16, torch.float32)):
+        for factor in (*masks, ImportanceWeight(cap=2.0), ImportanceWeight(cap=2.0, normalize=True)):
+            assert factor.factor(cast(tokens, dtype)).dtype == wanted
 
 
 def test_weights_are_rejected_and_normalised_as_printed() -> None:
@@ -1249,6 +1353,8 @@ def test_statistics_of_a_sequence_are_of_its_kept_tokens() -> None:
         assert sequences.before(x)[t].item() == pytest.approx(float(before.sum()))
     large = Sequences.of(make_tokens([-1.0] * 3, [-1.0] * 3, [1.0] * 3, sequence=[0, 1, 1]))
     assert large.before(torch.tensor([1e8, 1.0, 1.0])).tolist() == [0.0, 0.0, 1.0]  # whatever is before in the batch
+    one = Sequences.of(make_tokens([-1.0] * 3, [-1.0] * 3, [1.0] * 3, sequence=[0, 0, 0]))
+    assert one.sum(torch.tensor([1e8, 1.0, -1e8])).tolist() == [1.0] * 3  # float32 would lose the 1
 
 
 def test_statistics_of_small_batches() -> None:

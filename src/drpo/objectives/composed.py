@@ -74,7 +74,7 @@ class Product:
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         result = self.objective(tokens)
-        return TokenLoss(_factor(self.factors, tokens, result.loss) * result.loss, result.metrics)
+        return TokenLoss(_factor(self.factors, tokens) * result.loss, result.metrics)
 
     def of_batch(self, tokens: Tokens) -> "Product":
         """Return the product of the parts with the statistics of this batch."""
@@ -229,7 +229,7 @@ class Decoupled:
     def __call__(self, tokens: Tokens) -> TokenLoss:
         near, far = around_proximal(tokens)
         result = self.objective(near)
-        return TokenLoss(_factor(self.factors, far, result.loss) * result.loss, result.metrics)
+        return TokenLoss(_factor(self.factors, far) * result.loss, result.metrics)
 
     def of_batch(self, tokens: Tokens) -> "Decoupled":
         """Return the same of the parts with the statistics of this batch."""
@@ -244,10 +244,10 @@ class Decoupled:
         return reduce(torch.logical_or, known) if known else None
 
 
-def _factor(factors: Sequence[Factor], tokens: Tokens, like: Tensor) -> Tensor:
-    """Return the product of the factors, [T], a constant."""
+def _factor(factors: Sequence[Factor], tokens: Tokens) -> Tensor | int:
+    """Return the product of the factors, [T], a constant; 1 without factors."""
     with torch.no_grad():
-        return prod((factor.factor(tokens) for factor in factors), start=torch.ones_like(like))
+        return prod(factor.factor(tokens) for factor in factors)
 
 
 def _require_factors(factors: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from drpo.errors import InputError
 from drpo.objectives._check import require
 from drpo.objectives.closed_form import masked_surrogate
-from drpo.objectives.ratios import prob_diff, wide
+from drpo.objectives.ratios import log_ratio, prob_diff, wide
 from drpo.objectives.sequences import Sequences
 from drpo.types import TokenLoss, Tokens
 
@@ -74,7 +74,7 @@ class CPPO:
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         _, _, advantage = wide(tokens)
-        inward = advantage * prob_diff(tokens, power=1.0) <= 0
+        inward = advantage * log_ratio(tokens) <= 0
         most = torch.inf if self.max_ratio is None else self.max_ratio
         return masked_surrogate(tokens, inward | ~self.out_of_region(tokens), most)
 

@@ -164,15 +164,12 @@ def _k1(tokens: Tokens) -> Tensor:
 
 
 def _k2(tokens: Tokens) -> Tensor:
-    return log_ratio(tokens).clamp(-FAR, FAR).square() / 2
+    return log_ratio(tokens).square() / 2
 
 
 def _k3(tokens: Tokens) -> Tensor:
     return prob_diff(tokens, power=1.0) - log_ratio(tokens)
 
-
-FAR = 1e15
-"""Bound of a log-ratio that is squared: its square is finite, and beyond every threshold."""
 
 _ESTIMATES = {"k1": _k1, "k2": _k2, "k3": _k3}
 STATISTICS = tuple(f"{over}_{kind}" for over in ("token", "seq_sum", "seq_mean", "seq_max") for kind in _ESTIMATES)
@@ -325,9 +322,9 @@ class ImportanceWeight:
     def of_batch(self, tokens: Tokens) -> "Scaled":
         """Return the weights over their mean in this batch."""
         weight, batch = self._weight(tokens), Sequences.whole(tokens)
-        count = torch.ones_like(weight) if self.tokenwise else 1 / Sequences.of(tokens).count(weight).clamp(min=1)
-        mean = batch.sum(count * weight)[:1] / batch.sum(count)[:1].clamp(min=1)
-        return Scaled(self, 1 / mean.clamp(min=torch.finfo(mean.dtype).tiny))
+        count = torch.ones_like(weight) if self.tokenwise else 1 / Sequences.of(tokens).count(weight)
+        mean = batch.sum(count * weight)[:1] / batch.sum(count)[:1]
+        return Scaled(self, 1 / torch.where(mean > 0, mean, 1).clamp(min=torch.finfo(mean.dtype).tiny))
 
     def _weight(self, tokens: Tokens) -> Tensor:
         x = log_of_ratio(tokens, self.over).clamp(max=MAX_LOG_RATIO).exp()

@@ -36,7 +36,7 @@ class Sequences:
             tensor([1.5000, 1.5000, 1.5000])
         """
         # Sorting numbers the sequences densely, without a device sync.
-        ordered, order = tokens.sequence.sort(stable=True)
+        ordered, order = tokens.sequence.sort()
         rank = torch.zeros_like(order)
         rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
         number = torch.empty_like(order).scatter_(0, order, rank)
@@ -81,17 +81,17 @@ class Sequences:
         """
         order = self._sorted(torch.where(self.keep, values, torch.inf))
         first = self._first(order)
-        count = self.count(values)[order]
-        place = q * (count - 1).clamp(min=0)
+        last = self.count(values)[order].clamp(min=1) - 1
+        place = q * last
         low = place.floor()
-        high = torch.minimum(low + 1, (count - 1).clamp(min=0))
+        high = torch.minimum(low + 1, last)
         ordered = values[order]
         below, above = ordered[first + low.long()], ordered[first + high.long()]
         return torch.empty_like(values).scatter_(0, order, below + (place - low) * (above - below))
 
     def _sorted(self, key: Tensor) -> Tensor:
         """Return the order [T] of the tokens by sequence, and within each by `key`."""
-        by_key = key.argsort(stable=True)
+        by_key = key.argsort()
         return by_key[self.number[by_key].argsort(stable=True)]
 
     def _first(self, order: Tensor) -> Tensor:

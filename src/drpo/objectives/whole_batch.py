@@ -13,12 +13,13 @@ from torch import Tensor
 from drpo.objectives._check import require
 from drpo.objectives.clip import PPOClip
 from drpo.objectives.closed_form import masked_surrogate, token_loss
-from drpo.objectives.factors import FAR
 from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, ratio, wide
 from drpo.objectives.sequences import Sequences, widest
 from drpo.types import TokenLoss, Tokens
 
 BATCH = frozenset({"batch"})
+FAR = 1e15
+"""Bound of a log-ratio that is squared: its square is finite, and beyond every threshold."""
 
 
 def _squares(tokens: Tokens) -> Tensor:
