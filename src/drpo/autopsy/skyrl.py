@@ -25,7 +25,7 @@ _HOME = "skyrl.backends.skyrl_train.training_batch"
 
 
 class _Unread:
-    """An array of NumPy, or its type, which SkyRL 0.4.0 writes for routed experts and kept tokens; it has no content."""
+    """An array of NumPy, or its type: in it SkyRL 0.4.0 keeps routed experts and kept tokens. Empty here."""
 
     def __init__(self, *content: Any) -> None:
         """Take what NumPy would."""
