@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters import stand_ins
-from adapters.cases import EVERY, Rows, direct_gradient, rows
+from adapters.cases import EVERY, SEQUENCE, Rows, direct_gradient, rows
 from adapters.parity import record as found
 from adapters.pretend import imported_on
 from drpo.adapters.record import LossRecord
@@ -151,7 +151,7 @@ def both(request: pytest.FixtureRequest) -> tuple[ModuleType, ModuleType]:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("spec", [*EVERY, "gspo(0.1, 0.1)"])
+@pytest.mark.parametrize("spec", [*EVERY, SEQUENCE])
 def test_areals_loss_has_the_objectives_gradient(both: tuple[ModuleType, ModuleType], spec: str, packed: bool):
     adapter, framework = both
     worst, made = 0.0, LossRecord(objective_of(spec, "objective"))

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SEQUENCE, SPECS, Rows, direct_gradient, rows
 from adapters.episodes import Padded, require_masks
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
@@ -111,7 +111,7 @@ REDUCTIONS = ("token_mean", "token_mean_legacy", "sequence_mean", "seq_mean_toke
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("spec", [spec for spec in (*SPECS, *OF_2026) if "k2" not in spec])
+@pytest.mark.parametrize("spec", [spec for spec in (*SPECS, *OF_2026, SEQUENCE) if "k2" not in spec])
 def test_gradient_through_the_registry(spec: str, reduction: str):
     skyrl.register()
     loss_of = PolicyLossRegistry.get(skyrl.NAME)
@@ -236,7 +236,7 @@ def in_skyrl(spec: str, batch: Padded, reduction: str) -> tuple[Tensor, dict[str
     return torch.stack(losses).sum(), shown
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.1, 0.1)"])
+@pytest.mark.parametrize("spec", [spec for spec in (*SPECS, *OF_2026, SEQUENCE) if "k2" not in spec])
 def test_tokens_of_environments_have_no_part_in_skyrls_loss(spec: str):
     skyrl.register()
     each = [require_masks(partial(in_skyrl, reduction=how), spec, reduction=ours) for how, ours in AVERAGES.items()]
