@@ -1,4 +1,4 @@
-"""Ray's workers at normal priority: at its default of 15 they wait for minutes beside other work on a few cores."""
+"""Ray's workers at normal priority: its default is 15, with which other work on a few cores leaves them little."""
 
 import os
 
