@@ -125,7 +125,7 @@ test-adapters: test-trl test-verl test-skyrl test-others
 test-trl: .adapters/trl/.ready $(TRL_OLDER:%=.adapters/trl-%/.ready)
 	.adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl*.py tests/adapters/test_unsloth.py
 	for version in $(TRL_OLDER); do \
-	    PYTHONPATH=.adapters/trl-$$version .adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl.py || exit 1; \
+	    PYTHONPATH=$(CURDIR)/.adapters/trl-$$version .adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl.py || exit 1; \
 	done
 
 test-verl: .adapters/verl/.ready
@@ -146,14 +146,15 @@ test-skyrl: .adapters/skyrl/.ready $(SKYRL_OLDER:%=.adapters/skyrl-%/.ready) $(T
 	    PYTHONPATH=$(CURDIR)/.adapters/skyrl-$$version .adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py || exit 1; \
 	done
 	for version in $(TINKER_OLDER); do \
-	    PYTHONPATH=.adapters/tinker-$$version .adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_tinker*.py || exit 1; \
+	    PYTHONPATH=$(CURDIR)/.adapters/tinker-$$version .adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_tinker*.py || exit 1; \
 	done
 
 test-others: .adapters/others/.ready $(OPENRLHF_OLDER:%=.adapters/openrlhf-%/.ready)
 	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf*.py
 	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_torchtitan.py
+	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_areal.py
 	for version in $(OPENRLHF_OLDER); do \
-	    PYTHONPATH=.adapters/openrlhf-$$version .adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf.py || exit 1; \
+	    PYTHONPATH=$(CURDIR)/.adapters/openrlhf-$$version .adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf.py || exit 1; \
 	done
 
 test-envs: .adapters/gyms/.ready .adapters/openenv/.ready .adapters/verifiers/.ready .adapters/trl/.ready

@@ -89,6 +89,7 @@ def test_dumps_of_the_frameworks_own_code_are_read():
         "trl.parquet": "TRL",
         "prime_rl_export.jsonl": "prime-rl's token exports",
         "global_step_1_training_input.pkl": "SkyRL",
+        "global_step_3_training_input.pkl": "SkyRL",
         "letters.jsonl": "SkyRL's evaluations",
         "aggregated_results.jsonl": None,
         "open_instruct.jsonl": "open-instruct",
@@ -103,6 +104,8 @@ def test_dumps_of_the_frameworks_own_code_are_read():
         assert [float(r.advantages[0]) for r in found[name]] == [0.5, -0.5, -0.5, 0.5]
     for name in ("prime_rl_export.jsonl", "global_step_1_training_input.pkl"):
         assert tuple(found[name][0].logp) == logp
+    of_0_4 = found["global_step_3_training_input.pkl"]  # with routed experts, kept tokens and one of an environment
+    assert [tuple(r.token_ids) for r in of_0_4] == [(5, 7), *ids[1:]] and tuple(of_0_4[0].logp) == (-0.75, -2.75)
     assert [r.cut for r in found["open_instruct.jsonl"]] == [False, False, True, False]
     for name in (
         "verl.jsonl",

@@ -5,6 +5,8 @@
 CHECKOUTS has a clone of each repository under the name in `SOURCES`. Its file is taken from the release's tag and run
 as it is, with what it imports and is not installed stubbed. prime-rl's traces are models of `verifiers`, whose own
 environment is needed for: those are written by hand after `verifiers/v1/trace.py` (tests/support/dumps.py).
+`global_step_3_training_input.pkl` is what SkyRL 0.4.0's trainer dumped in
+`test_what_skyrls_trainer_dumps_is_read` (tests/adapters/test_skyrl.py).
 """
 
 import importlib.abc

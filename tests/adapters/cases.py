@@ -32,6 +32,7 @@ SEQUENCES_2026 = (
     "ppo(0.2, 0.2)*reject('seq_mean_k3', 0.5)",
 )
 OF_2026 = TOKENS_2026 + SEQUENCES_2026
+SEQUENCE = "gspo(0.1, 0.1)"  # an older one of whole sequences, which not every adapter serves
 FEW_2026 = ("mask(0.1) + 0.002*k2", "cppo(0.2)")  # trains tokens without an advantage; reads all of a sequence
 EVERY = (*SPECS, *FEW_2026, *(pytest.param(s, marks=pytest.mark.slow) for s in OF_2026 if s not in FEW_2026))
 UNSERVED_2026 = (  # by any adapter

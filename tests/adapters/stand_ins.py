@@ -7,6 +7,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+OF_AREAL = (
+    "aiofiles", "aiohttp", "flask", "httpx", "hydra", "lark", "numba", "omegaconf", "orjson", "peft", "pybase64",
+    "swanlab", "tenacity", "tensorboardX", "trackio", "transformers", "uvloop", "wandb", "werkzeug",
+)  # fmt: skip
 OF_OPENRLHF = ("aiohttp", "deepspeed", "flash_attn", "peft", "pylatexenc", "torchdata", "transformers", "vllm")
 OF_TORCHTITAN = ("monarch", "renderers", "tensorboard", "torch_checkpointing", "torchstore", "vllm", "wandb")
 

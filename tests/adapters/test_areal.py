@@ -1,18 +1,19 @@
-"""drpo inside AReaL, whose loss and engines are played by stand-ins; marked `adapters`, the released loss is."""
+"""drpo inside AReaL, played by stand-ins; marked `adapters`, its own loss and update around an empty engine."""
 
 import inspect
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import EVERY, Rows, direct_gradient, rows
+from adapters import stand_ins
+from adapters.cases import EVERY, SEQUENCE, Rows, direct_gradient, rows
 from adapters.parity import record as found
 from adapters.pretend import imported_on
 from drpo.adapters.record import LossRecord
@@ -125,20 +126,34 @@ def wanted(spec: str, batch: Rows) -> Tensor:
     return direct_gradient(spec, batch, torch.full_like(batch.logp, 1 / batch.keep.sum().item()))
 
 
+@pytest.fixture
+def released() -> ModuleType:
+    """The adapter on AReaL's own modules, with empty ones for what they import and a CPU does not have."""
+    stand_ins.install(stand_ins.OF_AREAL)
+    pytest.importorskip("areal", reason="AReaL is not installed; `make test-others` installs it in .adapters/others")
+    from areal.infra import platforms
+
+    from drpo.adapters import areal
+
+    platforms.is_npu_available = False  # an empty function says that there is one
+    return areal
+
+
 @pytest.fixture(params=["stand-in", pytest.param("released", marks=pytest.mark.adapters)])
-def framework(request: pytest.FixtureRequest) -> ModuleType:
+def both(request: pytest.FixtureRequest) -> tuple[ModuleType, ModuleType]:
+    """The adapter, and the module whose loss it replaces."""
+    if request.param == "released":
+        own = request.getfixturevalue("released")
+        return own, own.framework
     module = ModuleType(ACTOR)
-    if request.param == "stand-in":
-        module.ppo_actor_loss_fn = ppo_actor_loss_fn  # type: ignore[attr-defined]
-    else:
-        released = pytest.importorskip("areal.utils.functional.functional", reason="areal is not installed")
-        module.ppo_actor_loss_fn = released.ppo_actor_loss_fn  # type: ignore[attr-defined]
-    return module
+    module.ppo_actor_loss_fn = ppo_actor_loss_fn  # type: ignore[attr-defined]
+    return request.getfixturevalue("adapter"), module
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("spec", EVERY)
-def test_areals_loss_has_the_objectives_gradient(adapter: ModuleType, framework: ModuleType, spec: str, packed: bool):
+@pytest.mark.parametrize("spec", [*EVERY, SEQUENCE])
+def test_areals_loss_has_the_objectives_gradient(both: tuple[ModuleType, ModuleType], spec: str, packed: bool):
+    adapter, framework = both
     worst, made = 0.0, LossRecord(objective_of(spec, "objective"))
     for seed in range(3):
         batch = rows(seed)
@@ -151,15 +166,17 @@ def test_areals_loss_has_the_objectives_gradient(adapter: ModuleType, framework:
     assert worst < 1e-6
 
 
-def test_completions_of_a_packed_line_are_sequences(adapter: ModuleType, framework: ModuleType):
+def test_completions_of_a_packed_line_are_sequences(both: tuple[ModuleType, ModuleType]):
     """GSPO's mean is over each of them: the weight of a token is that of its own completion, as in padded rows."""
+    adapter, framework = both
     made, batch = LossRecord(objective_of("gspo(0.1, 0.1)", "objective")), rows(1)
     with adapter.weighed(made, framework):
         slopes = [update(framework, batch, packed=packed) for packed in (False, True)]
     assert torch.allclose(*slopes, atol=1e-7) and slopes[0].abs().max() > 0
 
 
-def test_the_surrogate_that_areal_computes_otherwise_is_another(framework: ModuleType):
+def test_the_surrogate_that_areal_computes_otherwise_is_another(both: tuple[ModuleType, ModuleType]):
+    _, framework = both
     assert (update(framework, rows(1)).double() - wanted("drpo(0.2)", rows(1))).abs().max() > 1e-3
 
 
@@ -240,6 +257,66 @@ def test_the_stand_in_has_what_is_relied_on():
 
 
 @pytest.mark.adapters
-def test_the_framework_has_what_is_relied_on():
-    released = pytest.importorskip("areal.utils.functional.functional")
-    assert set(inspect.signature(released.ppo_actor_loss_fn).parameters) == RELIED_ON
+def test_the_framework_has_what_is_relied_on(released: ModuleType):
+    assert set(inspect.signature(released.framework.ppo_actor_loss_fn).parameters) == RELIED_ON
+    creates = inspect.signature(released.PPOTrainer._create_train_engine)
+    assert [*creates.parameters] == ["self", "actor_config", "alloc"]
+
+
+def engine_of(adapter: ModuleType, batch: Rows, rest: float) -> Any:
+    """AReaL's engine with the objective, without a model: a table of log-probabilities, whose slopes are kept.
+
+    Args:
+        adapter: on AReaL's own modules.
+        batch: what is trained, a micro-batch.
+        rest: what the gradient is divided by.
+    """
+    from areal.trainer.ppo.actor import PPOActor
+
+    class Engine(adapter.DRPOFSDPPPOActor):
+        def __init__(self, config: Any) -> None:
+            self.config, self.actor = config, PPOActor(config, self)
+            self.leaf = batch.logp.clone().requires_grad_()
+
+        def train(self, mode: bool = True) -> Any:
+            return self
+
+        def get_version(self) -> int:
+            return 0
+
+        def train_batch(self, inputs: Any, loss_fn: Any, loss_weight_fn: Any) -> dict[str, float]:
+            (loss_fn(self.leaf, torch.zeros_like(self.leaf), inputs) * loss_weight_fn(inputs) / rest).backward()
+            return {}
+
+    Engine.__abstractmethods__ = frozenset()
+    named = {"experiment_name": "letters", "trial_name": "0", "ppo_n_minibatches": 1}
+    return Engine(adapter.DRPOActorConfig(**named, drpo_objective="drpo(0.2)"))
+
+
+def trajectories(batch: Rows) -> list[dict[str, Any]]:
+    """What AReaL's `compute_advantages` returns, as its `ppo_update` reads it."""
+    spread = batch.advantage.unsqueeze(1).expand(batch.logp.shape)
+    columns = {
+        "input_ids": torch.zeros(batch.logp.shape, dtype=torch.long), "attention_mask": torch.ones_like(batch.keep),
+        "loss_mask": batch.keep.float(), "logprobs": batch.behavior_logp, "prox_logp": batch.behavior_logp,
+        "advantages": spread, "kl_rewards": torch.zeros_like(spread), "tot_rewards": spread,
+        "rewards": batch.advantage,
+    }  # fmt: skip
+    return [columns]
+
+
+@pytest.mark.adapters
+def test_areals_own_update_trains_the_objective(released: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    batch = rows(2)
+    n_kept = batch.keep.sum().item()
+    engine = engine_of(released, batch, n_kept)
+    engine.ppo_update(trajectories(batch))
+    assert (engine.leaf.grad.double() - wanted("drpo(0.2)", batch)).abs().max() < 1e-6
+    logged = released.stats_tracker.export()
+    assert logged["ppo_actor/update/drpo/loss_tokens/drpo_0.2"] == n_kept
+
+    own = released.framework.grpo_loss_fn  # the planted bypass: another function, with AReaL's loss
+    elsewhere = FunctionType(own.__code__, dict(own.__globals__), own.__name__, own.__defaults__)
+    monkeypatch.setattr(released.framework, "grpo_loss_fn", elsewhere)
+    with pytest.raises(InputError, match=r"the loss of drpo_0\.2 did not run"):
+        engine_of(released, batch, n_kept).ppo_update(trajectories(batch))

@@ -28,7 +28,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import EVERY, Rows, direct_gradient, rows
+from adapters.cases import EVERY, SEQUENCE, Rows, direct_gradient, rows
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
 from drpo.adapters import prime_rl, require_ran
@@ -107,7 +107,7 @@ def test_signature_stands():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("spec", EVERY)
+@pytest.mark.parametrize("spec", [*EVERY, SEQUENCE])
 def test_gradient_through_the_wiring(spec: str, weighted: bool):
     worst = 0.0
     for seed in range(2):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SEQUENCE, SPECS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.parity import record
 from drpo import objectives
@@ -76,7 +76,7 @@ def behind(values: Tensor, prompt: Sequence[int] = PROMPT) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("spec", "masked"), [(s, m) for s in (*SPECS, *OF_2026) for m in (False, True) if m or "k2" not in s]
+    ("spec", "masked"), [(s, m) for s in (*SPECS, *OF_2026, SEQUENCE) for m in (False, True) if m or "k2" not in s]
 )
 def test_gradient_of_the_loss(spec: str, masked: bool):
     worst = 0.0
@@ -225,7 +225,7 @@ def direct_weights(spec: str, data: list[Datum], logp: list[Tensor]) -> list[Ten
     return made
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, SEQUENCE, "icepop(0.5, 5.0)", "cppo(0.2)"])
 def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spec: str):
     """Sample, lose, step, four times: what arrives at the server is minus the objective's gradient where it stands."""
     sequences = sampled(client, 4)

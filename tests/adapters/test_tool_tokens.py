@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPECS
+from adapters.cases import OF_2026, SEQUENCE, SPECS
 from adapters.episodes import LossOf, Padded, episodes, own_loss, require_masks
 from adapters.parity import record
 from drpo import objectives
@@ -22,7 +22,7 @@ from drpo.adapters.prime_rl import drpo_loss
 from drpo.reductions import sequence_mean, token_mean
 from drpo.spec import parse_spec
 
-EVERY = (*SPECS, "gspo(0.1, 0.1)")
+EVERY = (*SPECS, SEQUENCE, *(pytest.param(s, marks=pytest.mark.slow) for s in OF_2026))
 
 
 def shown(spec: str, batch: Padded) -> dict[str, float]:

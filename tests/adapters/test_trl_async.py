@@ -16,7 +16,7 @@ pytest.importorskip("trl.experimental.async_grpo", reason="this TRL has no async
 
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer  # noqa: E402
 
-from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows  # noqa: E402
+from adapters.cases import OF_2026, SEQUENCE, SPECS, Rows, direct_gradient, rows  # noqa: E402
 from adapters.parity import record  # noqa: E402
 from drpo.adapters.record import LossRecord  # noqa: E402
 from drpo.adapters.trl_async import AsyncDRPOConfig, AsyncDRPOTrainer  # noqa: E402
@@ -73,7 +73,7 @@ def slope_of(trainer: Any, batch: Rows) -> Tensor:
     return slope
 
 
-@pytest.mark.parametrize("spec", [*SPECS, *OF_2026, "gspo(0.1, 0.1)"])
+@pytest.mark.parametrize("spec", [*SPECS, *OF_2026, SEQUENCE])
 def test_its_own_compute_loss_has_the_objectives_gradient(spec: str):
     worst = 0.0
     for seed in range(3):

@@ -34,7 +34,7 @@ from verl.workers.config import ActorConfig, FSDPActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
 import drpo.adapters.verl
-from adapters.cases import OF_2026, SPECS, Rows, direct_gradient, rows
+from adapters.cases import OF_2026, SEQUENCE, SPECS, Rows, direct_gradient, rows
 from adapters.episodes import Padded, require_masks
 from adapters.pages import run_page
 from adapters.parity import record
@@ -110,7 +110,7 @@ def gradient_in_verl(batch: Rows, spec: str, mode: str, sizes: dict[str, int]) -
     return slope
 
 
-@pytest.mark.parametrize("spec", [*SPECS, *OF_2026])
+@pytest.mark.parametrize("spec", [*SPECS, *OF_2026, SEQUENCE])
 def test_ppo_loss_has_the_objectives_gradient(spec: str):
     worst = 0.0
     for seed in range(3):
@@ -195,7 +195,7 @@ def in_verl(spec: str, batch: Padded, mode: str) -> tuple[Tensor, dict[str, floa
     return loss, {name: metric.aggregate() for name, metric in metrics.items() if name.startswith("drpo/")}
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.1, 0.1)"])
+@pytest.mark.parametrize("spec", [*SPECS, *OF_2026, SEQUENCE])
 def test_tokens_of_tools_have_no_part_in_verls_loss(spec: str):
     each = [require_masks(partial(in_verl, mode=how), spec, reduction=ours) for how, ours in AVERAGES.items()]
     record("verl, turns of its agent loop, ppo_loss", version, spec, max(each))

@@ -1,7 +1,7 @@
 """SkyRL: the training batches of `trainer.dump_data_batch`, and the evaluations of `trainer.dump_eval_results`.
 
-A batch is a pickle of plain containers and the bytes of arrays. The unpickler here allows three names, none of them
-SkyRL's code, and refuses all others.
+A batch is a pickle of plain containers and the bytes of arrays. The unpickler here knows a few names, builds nothing of
+SkyRL's or NumPy's for them, and refuses all others.
 """
 
 import io
@@ -22,11 +22,29 @@ from drpo.autopsy.lines import read_lines
 from drpo.errors import InputError, describe
 
 _HOME = "skyrl.backends.skyrl_train.training_batch"
+
+
+class _Unread:
+    """An array of NumPy, or its type: in it SkyRL 0.4.0 keeps routed experts and kept tokens. Empty here."""
+
+    def __init__(self, *content: Any) -> None:
+        """Take what NumPy would."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what NumPy would."""
+
+
 _KNOWN: Mapping[tuple[str, str], Any] = {
     (_HOME, "_rebuild_tensor_batch"): lambda kind, state: state,
     (_HOME, "TrainingInputBatch"): "TrainingInputBatch",
+    (_HOME, "TensorFormat"): str,  # since SkyRL 0.4.0
     ("torch", "device"): str,
+    **{(home, "_reconstruct"): _Unread for home in ("numpy._core.multiarray", "numpy.core.multiarray")},
+    **{(home, "_frombuffer"): _Unread for home in ("numpy._core.numeric", "numpy.core.numeric")},
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _Unread,
 }
+"""Module and name in the pickle -> what stands for it here."""
 LARGEST = 2**31
 """Bytes of a batch; a larger file is refused, since it is read as a whole."""
 _DTYPES = frozenset({"int64", "int32", "uint8", "bool", "float64", "float32", "float16"})
@@ -154,7 +172,7 @@ _REMEDIES = {
 }
 BATCH = Format(
     name="SkyRL",
-    version="0.3.0",
+    version="0.4.0",
     suffix=".pkl",
     keys=frozenset(),
     read=read_batch,
