@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -73,6 +73,7 @@ from drpo.objectives.factors import RATIOS, STATISTICS
 from drpo.objectives.mask import bernoulli_kl
 from drpo.objectives.ratios import prob_diff, ratio
 from drpo.objectives.sequences import Sequences
+from drpo.objectives.whole_batch import Covariance, Dropping
 from drpo.spec import Summand, format_spec, parse_spec
 from drpo.types import TokenLoss, Tokens
 from support import golden_2026, reference
@@ -1254,6 +1255,26 @@ def test_what_is_composed_has_a_spec_or_is_refused() -> None:
     assert product.needs == {"score", "batch"} == Sum(((1.0, product), (1.0, K2()))).needs
     assert Decoupled(product).needs == {"score", "batch", "proximal_logp"} == Decoupled(TOPR(), product.factors).needs
     assert product.vanishes_at_zero_advantage and not Product(K2(), (OPSM(0.1),)).vanishes_at_zero_advantage
+
+
+@pytest.mark.parametrize("objective", [M2PO(0.04), M2POAReaL(0.04), ClipCov(), KLCov()])
+def test_an_objective_of_a_known_batch_promises_what_it_did(objective: Any) -> None:
+    known = objective.of_batch(random_tokens([3, 4]))
+    assert known.tokenwise and known.needs == frozenset()
+    assert vanishes_at_zero_advantage(known) == vanishes_at_zero_advantage(objective)
+
+
+def test_clip_cov_drops_where_the_clip_does_not_bind() -> None:
+    half = math.log(0.5)  # ratios of 1/2 and 2 by turns
+    tokens = make_tokens([-1.0] * 6, [-1 - half, -1 + half] * 3, [1.0, 1.0, -1.0, -1.0, 0.0, 0.0])
+    # Of a batch with these means every covariance is between 8 and 10.
+    means = Covariance(torch.tensor([-9.0]), torch.tensor([-2.0]))
+    known = Dropping(ClipCov(cov_low=7.0, cov_high=12.0), means, torch.ones(1))
+    assert known.eligible(tokens).tolist() == [True, False, False, True, True, True]
+
+
+def test_vespo_asks_for_the_proximal_policy_with_a_bound_alone() -> None:
+    assert VESPO().needs == frozenset() and VESPO(max_ratio=3.0).needs == {"proximal_logp"}
 
 
 class Telling:

@@ -5,6 +5,7 @@ sum, so the comparison has no sampling error. The right-hand sides are written w
 d log pi_y / d z_j = [y = j] - pi_j, and not by automatic differentiation.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -54,6 +55,22 @@ def expected_kl_term_slope(sampler: Tensor, estimator: str) -> Tensor:
     z = LOGITS.clone().requires_grad_()
     term = reference_kl(z.log_softmax(0), REFERENCE.log_softmax(0), sampler.log_softmax(0), estimator)
     return slope((sampler.softmax(0) * term).sum(), z)
+
+
+def test_terms_refuse_by_name_and_take_a_coefficient_of_0() -> None:
+    for refused in (lambda c: reference_kl_advantage(LOGITS, REFERENCE, c), lambda c: entropy_bonus(LOGITS, c)):
+        with pytest.raises(InputError, match=r"^coefficient=-0.1 must be"):
+            refused(-0.1)
+        assert bool((refused(0.0) == 0).all())
+    with pytest.raises(InputError, match=r"^estimator='k9' must be"):
+        reference_kl(LOGITS, REFERENCE, FAR, "k9")
+    assert torch.equal(reference_kl(LOGITS, REFERENCE, FAR), reference_kl(LOGITS, REFERENCE, FAR, "k2"))
+
+
+def test_the_weight_of_the_kl_ends_at_a_ratio_of_e_to_the_20() -> None:
+    logp, reference = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([-2.0], dtype=torch.float64)
+    for far in (-21.0, -800.0):
+        assert reference_kl(logp, reference, logp.new_tensor([far])).item() == pytest.approx(math.exp(20) / 2)
 
 
 @each_sampler
