@@ -168,3 +168,31 @@ def test_looking_at_all_modules_does_not_import_a_lazy_library(tmp_path, monkeyp
     assert not any(hasattr(module, "__file__") and module is library for module in [*sys.modules.values()])
     assert "imported_later" not in sys.modules and not hasattr(library, "__file__")
     assert library.answer == 42 and sys.modules["imported_later"].answer == 42
+
+
+def named_in(path: Path) -> set[str]:
+    """What a module of drpo can be asked for: what it names anywhere, and the modules of a package."""
+    names = {name.stem for name in path.parent.iterdir()} if path.name == "__init__.py" else set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_what_other_folders_import_from_drpo_is_there():
+    """Where a framework is imported too, nothing else here would notice that a name has changed."""
+    root, asked = SOURCE.parents[1], 0
+    for path in (p for folder in ("benchmarks", "cluster", "docker", "studies") for p in (root / folder).rglob("*.py")):
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "drpo":
+                continue
+            place = SOURCE.parent.joinpath(*str(node.module).split("."))
+            module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            gone = {alias.name for alias in node.names} - named_in(module)
+            assert "__getattr__" in named_in(module) or not gone, f"{path} imports {gone} from {node.module}"
+            asked += 1
+    assert asked > 50

@@ -25,11 +25,12 @@ from drpo.model import loading, smollm2
 from drpo.model.names import SMOLLM2
 from drpo.model.precision import resolve_precision
 from drpo.rewards import RewardPool
-from drpo.rollout import TransformersEngine
+from drpo.rollout import EpisodeDriver, TransformersEngine
 from drpo.spec import parse_spec
 from drpo.tasks import REGISTRY as TASKS
 from drpo.tasks import Task
-from drpo.train.evaluate import Evaluation, evaluate
+from drpo.train import evaluate
+from drpo.train.records import Evaluation
 from drpo.types import Problem, Sampling
 
 
@@ -53,13 +54,14 @@ class EngineSampler:
     """drpo's engine as TRL's `rollout_func`: the trainer's weights, rounded as a sampler's are, and their own mu."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: DRPOConfig) -> None:
-        self.engine = TransformersEngine(model, tokenizer, precision=resolve_precision("auto", model.device))
+        engine = TransformersEngine(model, precision=resolve_precision("auto", model.device))
+        self.driver = EpisodeDriver.of(engine, model, tokenizer)
         self.sampling = Sampling(args.num_generations, args.max_completion_length, args.temperature)
         self.seed, self.rollouts = args.seed, 0
 
     def load(self, trainer: DRPOTrainer) -> None:
         """Take the trainer's weights."""
-        self.engine.load(trainer.accelerator.unwrap_model(trainer.model).state_dict(), self.rollouts)
+        self.driver.engine.load_weights(trainer.accelerator.unwrap_model(trainer.model).state_dict(), self.rollouts)
 
     def __call__(self, prompts: list[Any], trainer: DRPOTrainer) -> dict[str, list[list[Any]]]:
         """One completion for each of `prompts`, in which every prompt stands `num_generations` times in a row."""
@@ -70,7 +72,8 @@ class EngineSampler:
                 "sampler=engine: TRL gave prompts that are not in groups of num_generations; use one process"
             )
         problems = [Problem(str(i), tuple(prompt), "") for i, prompt in enumerate(asked)]
-        drawn = self.engine.generate(problems, self.sampling, seed=("trl", self.seed, self.rollouts))
+        groups = self.driver.run(problems, self.sampling, ("trl", self.seed, self.rollouts))
+        drawn = [sequence for group in groups for episode in group for sequence in episode.sequences]
         self.rollouts += 1
         return {
             "prompt_ids": [c.prompt_ids.tolist() for c in drawn],
@@ -81,7 +84,8 @@ class EngineSampler:
     def examine(self, held_out: list[Problem], pool: RewardPool) -> Evaluation:
         """Accuracy of the weights that were taken last, one completion a problem."""
         sampling = Sampling(1, self.sampling.max_new_tokens, self.sampling.temperature)
-        return evaluate(self.engine, held_out, sampling, pool, seed=self.seed, step=self.rollouts)[0]
+        groups = evaluate.examine(self.driver, held_out, sampling, pool, seed=self.seed)
+        return evaluate.summed_up(groups, sampling.samples, step=self.rollouts)
 
 
 def problems_of(task: Task, args: DRPOConfig) -> list[Problem]:
