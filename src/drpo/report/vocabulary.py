@@ -41,7 +41,7 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
         return None
     try:
         if (exported / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(exported, local_files_only=True)
+            return PreTrainedTokenizerFast.from_pretrained(exported, trust_remote_code=False, local_files_only=True)
         return loading.load_tokenizer(str(exported) if exported.exists() else run.model.name)
     except (InputError, OSError, ValueError):
         return None
