@@ -10,7 +10,7 @@ from drpo.model.product import product
 ROWS = [1, 2, ways.FEW_ROWS, ways.FEW_ROWS + 1, ways.SOME_ROWS, ways.SOME_ROWS + 1]
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("rows", [0, *ROWS])
 @pytest.mark.parametrize("n_out", [30, 31, ways.WIDE, 2 * ways.WIDE + 7])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_each_way_to_multiply_is_the_product(rows: int, n_out: int, has_bias: bool) -> None:

@@ -270,6 +270,14 @@ def test_a_tokenizer_comes_from_this_machine_or_not_at_all(tmp_path, monkeypatch
     assert len(find_tokenizer(tmp_path, few_run(model="nobody/has-this"))) > 20_000
 
 
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"version": '])
+def test_a_damaged_tokenizer_is_none(tmp_path: Path, damaged: str):
+    loading.load_tokenizer("tiny").save_pretrained(tmp_path / "model")
+    assert find_tokenizer(tmp_path, few_run(model="tiny")) is not None
+    (tmp_path / "model" / "tokenizer.json").write_text(damaged)
+    assert find_tokenizer(tmp_path, few_run(model="tiny")) is None
+
+
 # Regions, bins, seconds
 
 INSIDE = 1e-3

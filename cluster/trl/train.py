@@ -103,7 +103,7 @@ def messages(problem: Problem) -> list[dict[str, str]]:
     return [dict(message) for message in problem.messages]
 
 
-class RewardConfig:
+class PoolReward:
     """A drpo reward as TRL's, in processes that may hang or die; what could not be scored counts nowhere."""
 
     __name__ = "reward"
@@ -152,9 +152,9 @@ def run(script: Script, args: DRPOConfig) -> None:
     data = Dataset.from_list([{"prompt": messages(p), "number": i} for i, p in enumerate(problems)])
     model, tokenizer, sampler = given(script, args)
     with RewardPool(task.reward) as pool:
-        mark = RewardConfig(pool, problems)
+        reward = PoolReward(pool, problems)
         trainer = DRPOTrainer(
-            model, mark, args=args, train_dataset=data, processing_class=tokenizer, rollout_func=sampler
+            model, reward, args=args, train_dataset=data, processing_class=tokenizer, rollout_func=sampler
         )
         with examined(sampler, task, script, pool) as evaluations:
             trainer.train()

@@ -59,7 +59,7 @@ def _in_parts(x: Tensor, weight: Tensor) -> Tensor:
         return torch.bmm(x.expand(n_parts, -1, -1), parts.mT).transpose(0, 1).reshape(n_rows, n_out)
     columns = x.contiguous().as_strided((n_parts, n_in, n_rows), (0, 1, n_in))  # one row's stride may be any: 1 is slow
     y = torch.bmm(parts, columns).view(n_out, n_rows)
-    return y.t().contiguous() if n_rows > 1 else y.view(1, n_out)
+    return y.view(1, n_out) if n_rows == 1 else y.t().contiguous()
 
 
 def _in_turn(x: Tensor, weight: Tensor, block: int) -> Tensor:

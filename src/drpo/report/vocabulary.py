@@ -39,11 +39,21 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
     exported = folder / MODEL
     if not exported.exists() and runs_code(run.model.name):
         return None
+    if (exported / "tokenizer.json").is_file():
+        return _read(exported)
     try:
-        if (exported / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(exported, trust_remote_code=False, local_files_only=True)
         return loading.load_tokenizer(str(exported) if exported.exists() else run.model.name)
-    except (InputError, OSError, ValueError):
+    except InputError:
+        return None
+
+
+def _read(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a folder with tokenizer.json, without the imports of `loading`; None if it is damaged."""
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (
+        Exception
+    ):  # whatever the file's content leads to: the library raises KeyError, TypeError and Exception itself
         return None
 
 
