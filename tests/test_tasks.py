@@ -560,7 +560,7 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, name):
         ({"prompt": "many"}, "{path} row 1: many.0 is no message with role and content: 1"),
         (
             {"answer": "deep"},
-            "{path} row 1: field 'deep' is a dict, not text or a number: {{'x': 1}}; deep.x reaches into it",
+            "{path} row 1: field 'deep' is a dict, not text or a number: {{'x': 1}}; 'deep.x' reaches into it",
         ),
         ({"answer_after": "####"}, "{path} row 1: the answer has no '####': '3'"),
         ({"holdout": 0}, None),

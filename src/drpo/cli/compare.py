@@ -42,11 +42,11 @@ def begin(name: str, base: Run, options: CompareOptions) -> int:
     folder = options.out or Path("runs") / f"compare-{name}"
     grid = grid_of(base, options)
     planned_runs = runs(base, _first_rates(grid, options.tuning_seeds))
-    plan = named_plan(folder, options.claims, planned_runs)
-    print_method(Terminal(), base, options.method)
     with writing_folder("--out", folder):
         if (folder / CONFIG).exists():
             raise InputError(f"--out {folder}: a single run is there; name another folder")
+        plan = named_plan(folder, options.claims, planned_runs)
+        print_method(Terminal(), base, options.method)
         keep_claims(folder, options.claims)
         if options.tuning_seeds:
             grid, status = tuned(folder / TUNING, base, grid, options)

@@ -250,7 +250,7 @@ def as_text(value: Any, name: str, where: str) -> str:
     if isinstance(value, int):
         return str(value)
     inner = next(iter(value), None) if isinstance(value, Mapping) else 0 if isinstance(value, list) and value else None
-    reached = "" if inner is None else f"; {name}.{inner} reaches into it"
+    reached = "" if inner is None else f"; {f'{name}.{inner}'!r} reaches into it"
     shown = repr(value)[:60]
     raise InputError(f"{where}: field {name!r} is a {type(value).__name__}, not text or a number: {shown}{reached}")
 
