@@ -54,7 +54,8 @@ SEEDS = tuple(range(8))
 STEPS = 16
 SETTINGS = (
     *("--prompts", "8", "--steps", str(STEPS), "--updates", "8", "--rollout-precision", "fp8_weights"),
-    *("--no-doctor", "--schedule", "constant", "--sampling.max-new-tokens", "16", "--eval-problems", "200", "--eval-every", "0"),
+    *("--schedule", "constant", "--sampling.max-new-tokens", "16", "--eval-problems", "200", "--eval-every", "0"),
+    "--no-doctor",
 )
 
 
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("what", choices=("power", "run", "decide"))
     parser.add_argument("--minutes", type=float, default=600.0, help="no run begins after that")
     parser.add_argument("--out", type=Path, default=Path("runs/confirmation"), help="folder of unfinished runs")
-    parser.add_argument("--part", type=int, default=0, help="train only the runs at PART, PART + PARTS, ... of the plan")
+    parser.add_argument("--part", type=int, default=0, help="train only the runs PART, PART + PARTS, ... of the plan")
     parser.add_argument("--parts", type=int, default=1, help="how many processes or machines share the plan")
     options = parser.parse_args(arguments)
     if not 0 <= options.part < options.parts:
