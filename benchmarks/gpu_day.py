@@ -119,7 +119,8 @@ def steps(scale: Scale, seconds: float) -> list[Case]:
     }
     ours = Entrant("drpo", Worker(OURS, "drpo_step", setup), {})
     vllm = Entrant("drpo, vLLM", Worker(OURS, "drpo_step", {**setup, "engine": "vllm"}), {})
-    rates = Entrant("matrix products", Worker(OURS, "rates", {}), {"size": 64 if scale.quick else 8192})
+    size = {"size": 64 if scale.quick else 8192, "precision": setup["precision"]}
+    rates = Entrant("matrix products", Worker(OURS, "rates", {}), size)
     shape = {name: setup[name] for name in ("prompts", "samples", "new_tokens", "precision", "reward", "model")}
     shape["regime"] = "full"
     name = f"{setup['precision']}, random Qwen2 of {'two layers' if scale.quick else '0.5B'}, full length, hash reward"

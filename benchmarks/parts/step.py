@@ -33,7 +33,7 @@ def _case(scale: Scale, precision: str, regime: str, reward: str) -> Case:
     # In four micro-batches: on 2 cores all at once took 32.4 s a step against 27.7 s, and twice the memory.
     rows = setup["prompts"] * setup["samples"]
     trl = _trl(f"TRL, {rows // 4} x 4", setup, rows // 4, scale.repeats)
-    rates = Entrant("matrix products", Worker(OURS, "rates", {}), {"size": _square(scale)})
+    rates = Entrant("matrix products", Worker(OURS, "rates", {}), {"size": _square(scale), "precision": precision})
     shape = {name: setup[name] for name in ("prompts", "samples", "new_tokens", "precision", "reward")}
     parameters = {**shape, "model": TINY if scale.quick else SMOLLM2, "regime": regime}
     return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, trl, rates), parameters)

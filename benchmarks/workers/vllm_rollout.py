@@ -32,13 +32,14 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
             logprobs=0,  # of the sampled token alone
             seed=None,
         )
+        llm.reset_prefix_cache()  # what earlier rounds read, as after new weights; a prompt's samples share it still
         messages = [[{"role": "user", "content": p}] for p in request["prompts"]]
         meter.start()
         outputs = llm.chat(messages, how, use_tqdm=False)
         record = meter.stop()
         return {**record, "tokens": sum(len(c.token_ids) for o in outputs for c in o.outputs)}
 
-    about = f"vLLM {vllm.__version__}, in process, compiled, log-probability of every sampled token"
+    about = f"vLLM {vllm.__version__}, in process, compiled, log-probability of every sampled token, prompts read anew"
     return {"settings": about}, repetition
 
 
