@@ -29,7 +29,9 @@ from drpo.lab.claims import Decision, decide
 from drpo.lab.looks import power_lines
 from drpo.lab.statistics import t_interval
 from drpo.lab.trial_result import Comparison
-from drpo.train.records import ENVIRONMENT, METRICS, SUMMARY, read_json, read_records
+from drpo.train.records import CHECKPOINTS, ENVIRONMENT, METRICS, SUMMARY, read_json, read_records
+from drpo.train.stored import complete
+from drpo.train.verify import is_finished
 from markdown_tables import markdown
 from study_runs import Record, Records, StudyRun, line_of, plans, read, spec_of, trial_name
 
@@ -72,15 +74,26 @@ def command(cell: StudyRun, folder: Path) -> list[str]:
     return ["train", "demo", *options, *TASKS[task], *SETTINGS, "--plain", "--out", str(folder)]
 
 
+def next_command(cell: StudyRun, folder: Path) -> list[str]:
+    """Return what goes on with a run from its last checkpoint, or begins it anew where there is none."""
+    if complete(folder / CHECKPOINTS):
+        return ["train", "--resume", str(folder), "--no-doctor", "--plain"]
+    shutil.rmtree(folder, ignore_errors=True)
+    return command(cell, folder)
+
+
 def train(cell: StudyRun, folder: Path) -> Record:
     """Train a run in a process of its own, going on with what is in its folder; return what is kept of it.
+
+    A run that learnt nothing has a status of its own, but has finished and counts.
 
     Raises:
         InputError: it failed.
     """
-    status = subprocess.run([sys.executable, "-m", "drpo", *command(cell, folder)]).returncode
-    if status:
-        raise InputError(f"--out {folder}: {trial_name(cell)} ended with status {status}; its last lines say why")
+    if not is_finished(folder):
+        status = status_of([sys.executable, "-m", "drpo", *next_command(cell, folder)])
+        if not is_finished(folder):
+            raise InputError(f"--out {folder}: {trial_name(cell)} ended with status {status}; its last lines say why")
     summary, machine = read_json(folder / SUMMARY), read_json(folder / ENVIRONMENT)
     return {
         **vars(cell),
@@ -90,6 +103,16 @@ def train(cell: StudyRun, folder: Path) -> Record:
         "seconds": round(summary["training_seconds"]),
         "processor": machine["processor"],
     }
+
+
+def status_of(arguments: Sequence[str]) -> int:
+    """Run a program; Ctrl-C reaches it too, and what it then still writes is waited for."""
+    process = subprocess.Popen(arguments)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def comparison(records: Records) -> Comparison:

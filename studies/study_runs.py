@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from drpo.errors import InputError
 from drpo.lab.claims import COLLAPSE, ClaimPlan, Decision, plan_from
 from drpo.lab.trial_result import FINISHED, WAITING, Comparison, Trial
 from drpo.objectives import REGISTRY, Objective
@@ -47,10 +48,22 @@ Records = dict[StudyRun, Record]
 
 
 def read(path: Path) -> Records:
-    """Return the finished runs of a file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
-    return {StudyRun(r["regime"], r["objective"], r["rate"], r["seed"]): r for r in records}
+    """Return the finished runs of a file.
+
+    Raises:
+        InputError: a line is cut, as a power failure may leave the last one, or is no record.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    records: Records = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            r = json.loads(line)
+            records[StudyRun(r["regime"], r["objective"], r["rate"], r["seed"])] = r
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path} line {number}: no finished run can be read there; remove the line") from None
+        if not line.endswith("\n"):
+            raise InputError(f"{path} line {number}: has no line break, and the next run would be glued to it; add one")
+    return records
 
 
 def comparison(

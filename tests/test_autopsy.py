@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -440,6 +441,54 @@ def test_rows_of_parquet_that_are_too_large_are_refused(
 ):
     monkeypatch.setattr("drpo.autopsy.parquet.LARGEST", 1000)
     assert "bytes; no rollouts do" in refusal(capsys, dumps.own_parquet(tmp_path, sound(2)))
+
+
+def own_table(path: Path, **columns: pa.Array) -> Path:
+    fields = {"step": [1] * 4, "problem": ["a"] * 4, "reward": [0.0, 1.0, 1.0, 0.0], "text": ["x"] * 4}
+    logps = [[-0.1, -0.2]] * 4
+    pq.write_table(pa.table({**fields, "behavior_logp": logps, "logp": logps, **columns}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (pa.array([[1, None], [2, 3], [3, 4], [5, 6]]), "row 1: token_ids must be a list of whole numbers"),
+        (pa.array([[1.5, 2.0]] * 4), "row 1: token_ids must be a list of whole numbers"),
+        (pa.array([[2**63 + 1, 2]] * 4, pa.list_(pa.uint64())), "cannot be read after row 0"),
+        (pa.array([["a", "b"]] * 4), "token_ids"),
+    ],
+)
+def test_ids_of_parquet_that_are_no_whole_numbers_are_refused(
+    ids: pa.Array, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert message in refusal(capsys, own_table(tmp_path / "a.parquet", token_ids=ids), "--out", tmp_path / "a.html")
+
+
+def test_lists_of_a_fixed_size_are_read(tmp_path: Path):
+    path = own_table(tmp_path / "a.parquet", token_ids=pa.array([[1, 2]] * 4, pa.list_(pa.int32(), 2)))
+    assert judged(path).n_rollouts == 4
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_a_rollout_without_tokens_is_judged_with_the_others(page: bool, tmp_path: Path):
+    """As overlong filtering leaves one in prime-rl's dumps."""
+    masks = ([0, 0, 0], [0, 1, 1], [0, 1, 1], [0, 1, 1])
+    lists = {"advantages": [0.5] * 3, "inference_logprobs": [-0.1] * 3, "trainer_logprobs": [-0.1, -0.2, -0.1]}
+    records = [
+        {"step": step, "token_ids": [1, 2, 3], "loss_mask": mask, **lists, "entropy": [0.1] * 3}
+        for step in (0, 1)
+        for mask in masks
+    ]
+    path, out = write_json_lines(tmp_path / "a.jsonl", records), tmp_path / "a.html"
+    assert cli.main(["autopsy", str(path), *(["--out", str(out)] if page else [])]) in (0, 1)
+    assert out.exists() == page
+
+
+def test_one_advantage_of_an_episode_with_branches_is_that_of_all_its_tokens(tmp_path: Path):
+    branch = {"token_ids": [3, 4, 5], "advantage": 0.5}
+    record = {"step": 1, "problem": "a", "reward": 1.0, "token_ids": [1, 2], "advantage": 0.5, "branches": [branch]}
+    assert judged(write_json_lines(tmp_path / "a.jsonl", [record, record])).n_rollouts == 2
 
 
 class Harmful:

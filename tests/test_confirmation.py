@@ -1,6 +1,12 @@
 """The confirmation on SmolLM2: what it would train, and that finished runs are kept and decided on."""
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,7 @@ from drpo.cli.overrides import overridden
 from drpo.errors import InputError
 from drpo.recipes import find
 from drpo.train.config import flat_json
+from drpo.train.records import CHECKPOINTS, ENVIRONMENT, METRICS, SUMMARY
 from study_runs import Record, StudyRun, plans, read
 
 
@@ -48,6 +55,71 @@ def test_finished_runs_are_kept_and_not_trained_again(tmp_path: Path, monkeypatc
     assert trained[:100] + trained[101:] == confirmation.planned() == list(read(confirmation.RECORDS))
     decided = confirmation.decisions()["confirmation"]
     assert len(decided) == 12 and all(d.differs == (d.contrast.of == "none") for d in decided)
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_a_finished_one_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cell, folder, asked = confirmation.planned()[0], tmp_path / "run", list[list[str]]()
+    finished = {
+        "finished": True,
+        "evaluation_before": {"reward_mean": 0.1},
+        "evaluation_after": {"reward_mean": 0.4},
+        "training_seconds": 9.6,
+    }
+
+    def drpo(arguments: list[str]) -> int:
+        asked.append(arguments[3:])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).write_text('{"step": 1, "reward_mean": 0.25}\n')
+        (folder / ENVIRONMENT).write_text('{"processor": "x"}')
+        if len(asked) > 2:
+            (folder / SUMMARY).write_text(json.dumps(finished))
+        return 1  # as of a run that learnt nothing
+
+    monkeypatch.setattr(confirmation, "status_of", drpo)
+    for _ in range(2):  # no checkpoint is there: it begins anew
+        with pytest.raises(InputError, match="ended with status 1"):
+            confirmation.train(cell, folder)
+    assert asked == [confirmation.command(cell, folder)] * 2
+    (folder / CHECKPOINTS / "step-000001").mkdir(parents=True)
+    monkeypatch.setattr(confirmation, "complete", lambda f: list(f.iterdir()) if f.exists() else [])
+    kept = confirmation.train(cell, folder)
+    assert asked[2] == ["train", "--resume", str(folder), "--no-doctor", "--plain"]
+    assert kept == {
+        **vars(cell), "start": 0.1, "end": 0.4, "reward": [0.25], "seconds": 10, "processor": "x"
+    } and confirmation.train(cell, folder) == kept and len(asked) == 3  # fmt: skip
+
+
+def test_a_line_that_was_cut_is_named(tmp_path: Path):
+    path = tmp_path / "runs.jsonl"
+    whole = json.dumps({"regime": "a", "objective": "none", "rate": 1e-5, "seed": 0}) + "\n"
+    for text, message in ((whole + whole[:-9], "line 2: no finished run"), (whole[:-1], "line 1: has no line break")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read(path)
+
+
+def test_ctrl_c_waits_for_what_the_trainer_still_writes(tmp_path: Path):
+    """The trainer answers Ctrl-C slowly; the script that started it ends after it."""
+    written, ready = tmp_path / "written", tmp_path / "ready"
+    trainer = f"""
+import pathlib, signal, time
+def stop(*_):
+    time.sleep(1)
+    pathlib.Path({str(written)!r}).touch()
+    raise SystemExit(130)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)
+"""
+    script = f"import sys, confirmation; confirmation.status_of([sys.executable, '-c', {trainer!r}])"
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not ready.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) and written.exists()
 
 
 def test_what_may_be_claimed_is_of_what_is_trained():

@@ -272,6 +272,12 @@ def test_a_comparison_under_its_old_names_is_refused_in_one_line(command: list[s
         load_results(tmp_path / RESULTS)
 
 
+def test_results_without_trials_are_refused(tmp_path: Path):
+    (tmp_path / RESULTS).write_text('{"name": "a", "config": {}, "hardware": {}, "trials": []}')
+    with pytest.raises(InputError, match="it holds no trials"):
+        load_results(tmp_path / RESULTS)
+
+
 def test_more_trials_join_those_that_are_there(tmp_path: Path):
     first = prepare(tmp_path, runs(tiny_run(), grid("none", seeds=(1, 0))))
     both = prepare(tmp_path, runs(tiny_run(), grid("ppo", "none", seeds=(0,))))

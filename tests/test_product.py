@@ -22,6 +22,19 @@ def test_each_way_to_multiply_is_the_product(rows: int, n_out: int, has_bias: bo
     torch.testing.assert_close(y, nn.functional.linear(x, weight, bias), rtol=0, atol=1e-4)
 
 
+def test_fewer_outputs_than_threads_and_none() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for n_out, n_in in ((2, 24), (3, 24), (0, 24), (2, 0)):
+            x, weight = torch.randn(6, n_in), torch.randn(n_out, n_in)
+            y = product(x, weight)
+            assert y.is_contiguous()
+            torch.testing.assert_close(y, nn.functional.linear(x, weight), rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("rows", [0, *ROWS])
 @pytest.mark.parametrize("n_out", [1, 30, 71])
 @pytest.mark.parametrize("has_bias", [True, False])

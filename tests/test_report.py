@@ -80,6 +80,11 @@ def test_a_number_keeps_three_digits(values):
             assert abs(decimal - value) <= 0.5000001 * unit and float(f"{decimal:.3g}") == decimal
 
 
+def test_a_number_below_the_normal_ones_is_zero():
+    decimals, places = browser.three_digits(np.array([math.exp(-740), 1.0]))
+    assert [decimals[i] for i in places] == [0.0, 1.0]
+
+
 @given(st.lists(st.integers(0, 2**32 - 1)).map(lambda x: np.array(x, dtype=np.uint32)))
 def test_a_column_comes_back_as_it_was(column):
     assert np.array_equal(read_column(unpacked(packed(column_bytes(column)))), column)

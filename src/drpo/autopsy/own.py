@@ -9,7 +9,7 @@ import numpy as np
 
 from drpo.autopsy.dumped import Column, Dumped, Format, joined
 from drpo.autopsy.lines import Floats, Ints, read_lines
-from drpo.autopsy.parquet import read_rows
+from drpo.autopsy.parquet import read_rows, require_whole
 from drpo.errors import InputError
 
 
@@ -62,6 +62,7 @@ def read_parquet(path: Path) -> Iterator[Dumped]:
             row = msgspec.convert(plain, _Row)
         except msgspec.ValidationError as error:
             raise InputError(f"{where}: {str(error).replace('`', '').replace('$.', '')}") from None
+        require_whole(arrays.get("token_ids"), where)
         for name, column in arrays.items():
             setattr(row, name, column)
         yield _rollout(where, row)
@@ -87,7 +88,7 @@ def _rollout(where: str, row: _Row) -> Dumped:
         behavior_logp=joined([part.behavior_logp for part in parts]),
         logp=joined([part.logp for part in parts]),
         entropy=joined([part.entropy for part in parts]),
-        advantages=joined([_advantages(part, spread=len(parts) > 1) for part in parts]),
+        advantages=joined([_advantages(part, where, spread=len(parts) > 1) for part in parts]),
     )
 
 
@@ -100,10 +101,11 @@ def _sampled_ids(part: _Tokens, where: str) -> Column | None:
     return np.concatenate([ids[:0], *(ids[first:behind] for first, behind in part.sampled)])
 
 
-def _advantages(part: _Tokens, spread: bool) -> Column | None:
+def _advantages(part: _Tokens, where: str, spread: bool) -> Column | None:
     if part.advantages is not None or part.advantage is None:
         return part.advantages
-    n = len(part.behavior_logp) if spread and part.behavior_logp is not None else 1
+    per_token = _sampled_ids(part, where) if part.behavior_logp is None else part.behavior_logp
+    n = len(per_token) if spread and per_token is not None else 1
     return np.array([part.advantage] * n, dtype=np.float32)
 
 

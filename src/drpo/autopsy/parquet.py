@@ -58,14 +58,26 @@ def read_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[s
         raise InputError(f"{path}: cannot be read after row {number}: {describe(error)}") from None
 
 
+def require_whole(ids: Any, where: str) -> None:
+    """Raise unless a column of token ids, where there is one, holds whole numbers alone.
+
+    Raises:
+        InputError: it does not.
+    """
+    if ids is not None and not (isinstance(ids, np.ndarray) and ids.dtype.kind == "i"):
+        raise InputError(f"{where}: token_ids must be a list of whole numbers, without nulls")
+
+
 def _values(column: pa.Array) -> Sequence[Any]:
     kinds = pa.types
+    if kinds.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
     lists = kinds.is_list(column.type) or kinds.is_large_list(column.type)
     if not lists or not (kinds.is_floating(column.type.value_type) or kinds.is_integer(column.type.value_type)):
         values: list[Any] = column.to_pylist()
         return values
     whole = kinds.is_integer(column.type.value_type)
-    inner = column.flatten().cast(pa.int64() if whole else pa.float32(), safe=False)
+    inner = column.flatten().cast(pa.int64() if whole else pa.float32(), safe=whole)
     flat = np.array(inner.to_numpy(zero_copy_only=False))
     ends = np.cumsum([0 if n is None else n for n in column.value_lengths().to_pylist()])
     parts: list[Column] = np.split(flat, ends[:-1]) if len(ends) else []

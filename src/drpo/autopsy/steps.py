@@ -78,8 +78,8 @@ def _episode(problem: Problem, sample: int, rollout: Dumped, sequence: TokenSequ
 
 
 def _sequences(rollouts: Sequence[Dumped]) -> dict[int, TokenSequence]:
-    """Return identity of a rollout -> its token sequence, where it has ids and the sampler's log-probabilities."""
-    known = [r for r in rollouts if r.token_ids is not None and r.behavior_logp is not None]
+    """Return identity of a rollout -> its token sequence, where it has tokens with ids and the sampler's log-probs."""
+    known = [r for r in rollouts if r.length and r.token_ids is not None and r.behavior_logp is not None]
     if not known:
         return {}
     ids, mu = (torch.from_numpy(_flat([getattr(r, name) for r in known])) for name in ("token_ids", "behavior_logp"))

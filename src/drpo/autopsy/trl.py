@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from drpo.autopsy.dumped import Dumped, Format
-from drpo.autopsy.parquet import column_names, numeric_columns, read_rows
+from drpo.autopsy.parquet import column_names, numeric_columns, read_rows, require_whole
 from drpo.errors import InputError
 
 _OTHERS = ("step", "advantage")
@@ -35,6 +35,7 @@ def _rollout(where: str, row: Any, rewards: Sequence[str]) -> Dumped:
     prompt, completion, advantage, ids = row["prompt"], row["completion"], row["advantage"], row.get("token_ids")
     if not isinstance(prompt, str) or not isinstance(completion, str) or not isinstance(row["step"], int):
         raise InputError(f"{where}: step, prompt and completion must be a whole number and two texts")
+    require_whole(ids, where)
     if advantage is not None and not isinstance(advantage, float | int):
         raise InputError(f"{where}: advantage is {str(advantage)[:40]!r}, and must be a number")
     return Dumped(

@@ -286,6 +286,8 @@ def load_results(path: Path) -> Comparison:
             )
             for c in record["trials"]
         )
+        if not trials:
+            raise InputError(f"{path}: it holds no trials")
         return Comparison(record["name"], trials, record["hardware"])
     except InputError:
         raise

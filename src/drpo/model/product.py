@@ -37,6 +37,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> product(torch.tensor([[0.5, 2.0]]), torch.tensor([[2, 1], [0, -1]], dtype=torch.int8))
         tensor([[ 3., -2.]])
     """
+    if not weight.numel():
+        return linear(x, weight.to(x.dtype), bias)
     if weight.dtype == torch.int8:
         y = _in_turn(x, weight, max(1, CONVERTED // weight.shape[1]))
     elif x.dtype != torch.float32:
@@ -56,7 +58,7 @@ def _in_parts(x: Tensor, weight: Tensor) -> Tensor:
     n_parts = _divisor(n_out, max(torch.get_num_threads(), n_out // BLOCK))
     parts = weight.view(n_parts, -1, n_in)
     if n_rows > FEW_ROWS:
-        return torch.bmm(x.expand(n_parts, -1, -1), parts.mT).transpose(0, 1).reshape(n_rows, n_out)
+        return torch.bmm(x.expand(n_parts, -1, -1), parts.mT).transpose(0, 1).reshape(n_rows, n_out).contiguous()
     columns = x.contiguous().as_strided((n_parts, n_in, n_rows), (0, 1, n_in))  # one row's stride may be any: 1 is slow
     y = torch.bmm(parts, columns).view(n_out, n_rows)
     return y.view(1, n_out) if n_rows == 1 else y.t().contiguous()

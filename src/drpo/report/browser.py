@@ -132,7 +132,7 @@ def three_digits(values: NDArray[np.float64]) -> tuple[list[float], Places]:
     exponent = np.floor(np.log10(size)) - 2
     least, greatest = exponent.min(initial=0.0), exponent.max(initial=0.0)
     if not -300 < least <= greatest < 300:  # NaN too
-        unit = 10.0**exponent
+        unit = 10.0 ** np.maximum(exponent, -307)  # below that it would be 0
         decimals, places = np.unique(np.rint(values / unit) * unit, return_inverse=True)
         return [float(f"{x:.3g}") for x in decimals], places.astype(np.uint32)
     # Numbers of three digits are few: those that occur are marked in a table, and all others need no sorting.

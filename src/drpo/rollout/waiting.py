@@ -60,8 +60,11 @@ class Waiting:
 def by_prompt(prompts: Mapping[int, Tensor], max_rows: int) -> list[list[int]]:
     """Return the rows in parts of one prompt, all of the same size, the shortest prompt first.
 
+    The size divides the rows of every run of equal prompts: where these numbers have no common divisor, a prompt is
+    read once for each of its rows.
+
     Args:
-        prompts: of each row, by number, [P] int64; adjacent equal ones are read once.
+        prompts: of each row, by number, [P] int64; adjacent equal ones stand in the same parts.
         max_rows: upper bound of rows in a part.
 
     Example:
