@@ -113,7 +113,11 @@ signal.signal(signal.SIGINT, stop)
 pathlib.Path({str(ready)!r}).touch()
 time.sleep(60)
 """
-    script = f"import sys, confirmation; confirmation.status_of([sys.executable, '-c', {trainer!r}])"
+    script = f"""
+import signal, sys, confirmation
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
+confirmation.status_of([sys.executable, '-c', {trainer!r}])
+"""
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stderr=subprocess.DEVNULL)
     while not ready.exists():
         assert process.poll() is None

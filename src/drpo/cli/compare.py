@@ -7,7 +7,7 @@ from pathlib import Path
 from drpo.cli.commands.compare import WARM_UP_ONCE, CompareOptions, ResumeOptions
 from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.methods import print_method
-from drpo.cli.output import attempt, writing_folder
+from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.cli.runs import reading
 from drpo.errors import InputError, as_typed, one_line
 from drpo.files import write_text
@@ -42,11 +42,12 @@ def begin(name: str, base: Run, options: CompareOptions) -> int:
     folder = options.out or Path("runs") / f"compare-{name}"
     grid = grid_of(base, options)
     planned_runs = runs(base, _first_rates(grid, options.tuning_seeds))
+    with refusing(f"--out {folder}", "name a folder that can be written to"):
+        plan = named_plan(folder, options.claims, planned_runs)
+    print_method(Terminal(), base, options.method)
     with writing_folder("--out", folder):
         if (folder / CONFIG).exists():
             raise InputError(f"--out {folder}: a single run is there; name another folder")
-        plan = named_plan(folder, options.claims, planned_runs)
-        print_method(Terminal(), base, options.method)
         keep_claims(folder, options.claims)
         if options.tuning_seeds:
             grid, status = tuned(folder / TUNING, base, grid, options)
