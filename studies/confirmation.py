@@ -182,7 +182,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--parts", type=int, default=1, help="how many processes or machines share the plan")
     options = parser.parse_args(arguments)
     if not 0 <= options.part < options.parts:
-        parser.error(f"--part {options.part}: must be at least 0 and below --parts {options.parts}")
+        raise InputError(f"--part {options.part}: must be at least 0 and below --parts {options.parts}")
     if options.what == "power":
         waiting = comparison({})
         print("\n".join(f"{n}: {line}" for n, plan in plans(CLAIMS).items() for line in power_lines(plan, waiting)))

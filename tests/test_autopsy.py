@@ -22,6 +22,7 @@ from drpo.autopsy import lines, skyrl
 from drpo.autopsy.dumped import Dumped
 from drpo.autopsy.formats import FORMATS, find_dumps, format_of
 from drpo.autopsy.judge import LACKING, SAMPLE_TOKENS, Judgement, judge, onset, sampled
+from drpo.autopsy.own import read_jsonl
 from drpo.autopsy.steps import advantages_of, broken_logp, records_of, scored_groups, step_figures, step_tokens
 from drpo.errors import InputError
 from drpo.lab.replay import batch_of, recorded, replay
@@ -488,7 +489,8 @@ def test_a_rollout_without_tokens_is_judged_with_the_others(page: bool, tmp_path
 def test_one_advantage_of_an_episode_with_branches_is_that_of_all_its_tokens(tmp_path: Path):
     branch = {"token_ids": [3, 4, 5], "advantage": 0.5}
     record = {"step": 1, "problem": "a", "reward": 1.0, "token_ids": [1, 2], "advantage": 0.5, "branches": [branch]}
-    assert judged(write_json_lines(tmp_path / "a.jsonl", [record, record])).n_rollouts == 2
+    (rollout,) = read_jsonl(write_json_lines(tmp_path / "a.jsonl", [record]))
+    assert rollout.advantages is not None and rollout.advantages.tolist() == [0.5] * 5
 
 
 class Harmful:
