@@ -118,7 +118,10 @@ import signal, sys, confirmation
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
 confirmation.status_of([sys.executable, '-c', {trainer!r}])
 """
-    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stderr=subprocess.DEVNULL)
+    studies = Path(confirmation.__file__).parent  # `python -c` looks for modules where it begins
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=studies, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     while not ready.exists():
         assert process.poll() is None
         time.sleep(0.05)
