@@ -117,9 +117,10 @@ def line_of(name: str, plan: ClaimPlan, d: Decision) -> str:
     """Return a decision in a line."""
     where = d.contrast.strata[0][0][0] if plan.regimes == "each" else "all regimes"
     size = d.difference
-    shown = (
-        f"{d.collapse[0].value:.0%} and {d.collapse[1].value:.0%}"
-        if plan.endpoint == COLLAPSE
-        else f"{100 * size.value:+.1f} points ({100 * size.low:+.1f} to {100 * size.high:+.1f})"
-    )
-    return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {d.seeds} seeds | {verdict(d)}"
+    if not d.seeds:
+        shown = f"waits for {plan.seeds[0]} seeds of both"
+    elif plan.endpoint == COLLAPSE:
+        shown = f"{d.collapse[0].value:.0%} and {d.collapse[1].value:.0%}, {d.seeds} seeds"
+    else:
+        shown = f"{100 * size.value:+.1f} points ({100 * size.low:+.1f} to {100 * size.high:+.1f}), {d.seeds} seeds"
+    return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {verdict(d)}"

@@ -15,10 +15,11 @@ import confirmation
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.overrides import overridden
 from drpo.errors import InputError
+from drpo.lab.claims import decide
 from drpo.recipes import find
 from drpo.train.config import flat_json
 from drpo.train.records import CHECKPOINTS, ENVIRONMENT, METRICS, SUMMARY
-from study_runs import Record, StudyRun, plans, read
+from study_runs import Record, StudyRun, line_of, plans, read
 
 
 def test_each_run_is_a_training_of_the_demo_with_its_settings():
@@ -55,6 +56,30 @@ def test_finished_runs_are_kept_and_not_trained_again(tmp_path: Path, monkeypatc
     assert trained[:100] + trained[101:] == confirmation.planned() == list(read(confirmation.RECORDS))
     decided = confirmation.decisions()["confirmation"]
     assert len(decided) == 12 and all(d.differs == (d.contrast.of == "none") for d in decided)
+
+
+def test_a_comparison_without_all_its_seeds_waits():
+    (plan,), told = plans(confirmation.CLAIMS).values(), []
+    for missing in (1, 0):
+        runs = [cell for cell in confirmation.planned() if cell.seed < len(confirmation.SEEDS) - missing]
+        records = {
+            c: {"start": 0.0, "end": 0.5 if c.objective == "none" else 0.01 * c.seed, "reward": []} for c in runs
+        }
+        first = decide(plan, confirmation.comparison(records))[0]
+        told.append(line_of("x", plan, first).split(" | ")[-2:])
+    assert told == [["waits for 8 seeds of both", "undecided"], ["+46.5 points (+44.5 to +48.5), 8 seeds", "above"]]
+
+
+def test_verdicts_that_nobody_reads_on_end_without_a_traceback():
+    """As `| head` does, once it has its lines."""
+    script = "import sys, command; sys.exit(command.run(lambda _: print('x' * 2**20) or 0))"
+    studies = Path(confirmation.__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=studies, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stdout.read(1) == b"x"
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141 and process.stderr and process.stderr.read() == b""
 
 
 def test_a_run_goes_on_from_its_checkpoint_and_a_finished_one_is_not_trained_again(
