@@ -332,6 +332,10 @@ def test_diagnose_counts_what_is_broken() -> None:
     assert said(100, behavior_logp=capped, advantage=capped) == ["1.0% of the ratios are beyond e^20"]
     one_in_thousand = torch.cat([capped, -torch.ones(900)])
     assert said(1000, behavior_logp=one_in_thousand, advantage=one_in_thousand) == []
+    moved, up = torch.full((300,), -2.0), torch.arange(300.0)
+    assert said(300, logp=moved, advantage=up)[0].startswith("the mean of pi/mu is 0.37")
+    positive = torch.where(torch.arange(300) < 20, 0.05, moved)  # whose mean ratio says nothing
+    assert said(300, logp=positive, advantage=up) == ["logp is positive at 20 of 300 tokens"]
 
 
 @pytest.mark.parametrize(

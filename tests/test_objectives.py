@@ -1038,6 +1038,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         (DRPO, "delta", (0, -0.2, math.nan, math.inf, True)),
         (DRPO, "power", (-0.1, 1.1, math.nan)),
         (DRPO, "outside", (-0.1, math.nan)),
+        (DRPO, "advantage_weighted", (1, None, "no")),
         (CISPO, "low", (-0.1, 1.1, math.nan)),
         (CISPO, "high", (-0.1, math.nan)),
         (GSPO, "low", (-0.1, 1.1, math.nan)),
@@ -1122,7 +1123,7 @@ def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple
 
 def test_defaults_are_the_programs() -> None:
     assert dataclasses.astuple(DRPOEff()) == (12.5, "log_tanh", "log_ratio", 0.0, 2.0, 1.0, 0.5, 1e-4, None)
-    assert DRPOEff(alpha=1).alpha == 1
+    assert DRPOEff(alpha=1).alpha == 1 and DRPO(outside=0).outside == 0
     assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
     assert dataclasses.astuple(RefKL()) == (0.2,)
     assert dataclasses.astuple(SecondMoment()) == dataclasses.astuple(M2POAReaL()) == (0.04,)
@@ -1150,6 +1151,8 @@ def test_clip_cov_drops_its_share_of_the_kept_tokens_in_the_mean() -> None:
     assert not torch.equal(gradient(dropping, moved) == 0, gradient(dropping, tokens) == 0)
     few = make_tokens([-1.0, -2.0, -1.9], [-1.0, -2.0, -1.9], [1.0, -0.1, -0.1])  # cov: 0.46, 0.13, 0.10
     assert (gradient(ClipCov(fraction=1e-6, cov_low=0.3), few) == 0).tolist() == [True, False, False]  # at least one
+    for low, one_of in ((0.3, 1), (0.12, 2), (0.05, 3)):
+        assert of_batch(ClipCov(fraction=1e-6, cov_low=low), few).probability.item() == 1 / one_of
 
 
 def test_the_edges_of_masks_are_the_printed_ones() -> None:
@@ -1400,6 +1403,10 @@ def test_statistics_of_small_batches() -> None:
     few = make_tokens([-1.0, -2.0, -1.9], [-1.1, -2.1, -2.0], [1.0, -0.1, -0.1])
     plain = gradient(ImportanceSampling(), few)
     assert (gradient(KLCov(1e-6), few) != plain).tolist() == [True, False, False]
+    for moved in (30.0, -30.0):  # capped at 20 nats either way
+        far = make_tokens([-31.0 + max(moved, 0)], [-31.0 - min(moved, 0)], [1.0])
+        pulled, free = (objective(far).loss.item() for objective in (KLCov(1.0, 0.5), ImportanceSampling()))
+        assert pulled - free == pytest.approx(0.5 * 20, rel=1e-6 if moved > 0 else 1e-12)
     masked = random_tokens([9, 9], masked=0.5)
     apart = gradient(KLCov(1.0), masked) - gradient(ImportanceSampling(), masked)
     assert torch.equal(apart.abs() > 0.5, masked.keep)
