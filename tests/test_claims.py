@@ -348,6 +348,7 @@ def test_a_run_that_collapsed_counts_once():
     assert d.collapse[0].value == 0.2 and d.collapse[1].value == 0.0
     (all_of_none,) = decide(replace(plan, collapse_below=0.45), comparison([*ends("none", LOW), *ends(PPO, fell)]))
     assert all_of_none.left_out == 5 and [c.value for c in all_of_none.collapse] == [0.2, 1.0]
+    assert all_of_none.difference.n == 0 and math.isnan(all_of_none.difference.value)
     exact = stats.binomtest(1, 5).proportion_ci(method="exact")
     assert (d.collapse[0].low, d.collapse[0].high) == pytest.approx((exact.low, exact.high))
 
@@ -393,6 +394,15 @@ def test_a_seed_may_be_in_one_regime_alone():
     assert (d.seeds, d.difference.n, d.adjusted, d.left_out, d.collapse[0].n) == (5, 5, 2 / 2**5, 0, 6)
     (d,) = decide(plan, comparison(apart[:-1]))  # the last seed has one run
     assert (d.seeds, d.next_seeds) == (0, 5)
+
+
+@pytest.mark.parametrize("lacking", ["none", PPO])
+def test_a_seed_that_one_of_both_lacks_is_waited_for(lacking: str):
+    """Later ones do not take its place."""
+    plan = plan_for(seeds=(3,), objectives=(PPO,), against=("none",))
+    there = [t for t in [*ends("none", LOW), *ends(PPO, HIGH)] if (t.seed, t.objective) != (1, lacking)]
+    (d,) = decide(plan, comparison(there))
+    assert (d.seeds, d.next_seeds, d.decided) == (0, 3, False)
 
 
 def test_several_learning_rates_are_strata_if_both_have_them_and_refused_if_not():
