@@ -245,6 +245,11 @@ def test_greedy_takes_the_most_probable_whatever_the_number() -> None:
     torch.testing.assert_close(logp, torch.log_softmax(LOGITS, dim=-1)[token])
 
 
+def test_at_the_lowest_temperature_every_log_probability_is_finite() -> None:
+    token, logp = drawn(1e30 * WITHOUT_TIES, grid(20), Sampling(temperature=1e-6))
+    assert token.tolist() == [1] * 20 and (logp == 0).all()
+
+
 def kept_words(p: np.ndarray, top_k: int, top_p: float) -> set[int]:
     """The words that top-k and top-p leave: the most probable, one by one, until k of them or mass p."""
     kept: set[int] = set()
@@ -262,7 +267,19 @@ WITHOUT_TIES = torch.tensor([-torch.inf, 2.0, 0.5, -torch.inf, 1.1, -3.0, 1.9, -
 
 @pytest.mark.parametrize(
     ("top_k", "top_p"),
-    [(1, 1.0), (2, 1.0), (5, 1.0), (50, 1.0), (0, 1e-6), (0, 0.5), (0, 0.9), (0, 0.999), (3, 0.9), (6, 0.3)],
+    [
+        (1, 1.0),
+        (2, 1.0),
+        (5, 1.0),
+        (50, 1.0),
+        (0, 1e-6),
+        (0, 1e-60),
+        (0, 0.5),
+        (0, 0.9),
+        (0, 0.999),
+        (3, 0.9),
+        (6, 0.3),
+    ],
 )
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_truncation_leaves_only_the_allowed_and_renormalises(top_k: int, top_p: float, temperature: float) -> None:
@@ -313,6 +330,7 @@ def test_training_takes_any_positive_temperature(temperature: float) -> None:
     "settings",
     [
         {"temperature": -0.1},
+        {"temperature": 9e-7},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"top_p": 0.0},

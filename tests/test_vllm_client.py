@@ -9,13 +9,17 @@ import importlib.util
 import itertools
 import json
 import logging
+import math
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from drpo.model.loading import named_tensors
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
 from drpo.rollout.server import Patience
+from drpo.rollout.server_answer import columns
 from drpo.rollout.vllm import precision_options, warn_untested
 from drpo.rollout.vllm_patches import Changed, refresh_packed
 from drpo.rollout.vllm_request import parameters
@@ -159,6 +164,18 @@ def test_an_engine_works_in_this_process_quietly_and_leaves_the_threads(started:
     assert started[0]["shut_down"]
 
 
+@pytest.mark.parametrize("temperature", [0.009, 2.1])
+def test_a_temperature_that_vllm_does_not_have_is_refused_before_it_is_asked(
+    started: list[dict[str, Any]], engine: ServerEngine, fake: FakeServer, temperature: float
+):
+    """It would sample at 0.01, or take down the engine."""
+    for one in (vllm_engine(), engine):
+        with pytest.raises(InputError, match=rf"^sampling.temperature={temperature}: vLLM samples at 0 and at 0.01 to"):
+            one.generate(FEW, Sampling(temperature=temperature, max_new_tokens=2), (0,))
+        for edge in (0.0, 0.01, 2.0):
+            one.generate(FEW, Sampling(temperature=edge, max_new_tokens=2), (0,))
+
+
 def test_a_prompt_that_leaves_no_room_is_named(started: list[dict[str, Any]]):
     with pytest.raises(InputError, match=r"problem 'long'.*128"):
         vllm_engine().generate([Problem.of_text("long", "x" * 128, "")], SAMPLING, (0,))
@@ -252,6 +269,27 @@ def test_an_engine_that_fails_in_process_ends_in_one_line_and_loses_no_finished_
     saved = latest(tmp_path / "checkpoints")
     assert done == [1, 2] and saved is not None and saved.name.endswith("2")
     assert train(run, tmp_path)["finished"]
+
+
+def test_a_signal_that_comes_while_it_samples_for_an_evaluation_ends_the_run_as_asked(
+    started: list[dict[str, Any]], tmp_path: Path
+):
+    """It is no failure of vLLM, which would begin the run again."""
+
+    class Signalled(NullCallback):
+        def phase(self, name: str) -> None:
+            engine = started[0]["engine"]
+            if name == "evaluation" and done:
+                engine.generate = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+
+        def stepped(self, step: int, *others: Any) -> None:
+            done.append(step)
+
+    done: list[int] = []
+    run = tiny_run(engine="vllm", steps=4, prompts=2, eval_every=2, sampling=tiny_sampling(samples=2, max_new_tokens=4))
+    summary = train(run, tmp_path, Signalled())
+    assert (summary["stopped_by_signal"], summary["finished"], done) == (signal.SIGINT, False, [1, 2])
+    assert started[0]["shut_down"] and train(run, tmp_path)["finished"]
 
 
 def test_new_weights_for_an_engine_that_failed_say_why_it_failed(started: list[dict[str, Any]]):
@@ -355,7 +393,7 @@ def test_a_head_that_stays_stale_is_an_error():
 # A server that fails
 
 
-@pytest.mark.parametrize("fault", ["busy", "slow", pytest.param("garbage", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["busy", "too many at once", "slow", pytest.param("garbage", marks=pytest.mark.slow)])
 def test_what_passes_is_tried_again(engine: ServerEngine, fake: FakeServer, fault: str, caplog: Any):
     engine._server._limit = server.urllib3.Timeout(connect=1, read=0.5)
     expected = engine.generate(FEW, SAMPLING, (0,))
@@ -451,6 +489,34 @@ def test_close_removes_the_weights(fake: FakeServer, tmp_path: Path):
     assert list(tmp_path.rglob("*.safetensors"))
     engine.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_python_ends_without_waiting_for_requests_under_way(fake: FakeServer):
+    """As it does where a run is interrupted at once."""
+    fake.faults.append("asleep")
+    script = f"""
+import os, signal, threading, time, torch
+from drpo.rollout import ServerEngine
+from drpo.types import Request, Sampling
+from support.tiny_world import tiny
+engine = ServerEngine({fake.address!r}, tiny()[0], concurrency=1)
+threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+try:
+    engine.generate([Request(torch.tensor([1]), Sampling(1, 2), frozenset(), key=(0, str(i))) for i in range(3)])
+except KeyboardInterrupt:
+    engine.close()
+    print(time.time())
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert time.time() - float(ended.stdout) < 10 and len(fake.asked) == 1
+
+
+def test_a_list_of_the_most_probable_holds_what_could_not_be_sampled():
+    """vLLM's server sends -9999 for minus infinity."""
+    pairs = [{"token_id": 3, "logprob": -0.5}, {"token_id": 4, "logprob": -9999.0}]
+    choice = {"token_ids": [3], "finish_reason": "stop", "logprobs": {"content": [{**pairs[0], "top_logprobs": pairs}]}}
+    assert columns(choice, routes=False)["top"] == [[(3, -0.5), (4, -math.inf)]]
 
 
 @pytest.mark.parametrize("phase", ["rollout", pytest.param("update", marks=pytest.mark.slow)])
@@ -555,13 +621,14 @@ def test_further_options_win():
         ("too many", r"sent \d+ tokens of at most 5"),
         ("no token", "as a token"),
         ("huge number", "not vLLM's"),
+        ("ragged", "sent fewer top log-probabilities than the 2 of each token asked for"),
         ("elsewhere", "refused /inference/v1/generate with status 307"),
     ],
 )
 def test_an_answer_that_cannot_be_is_refused_in_a_line(fake: FakeServer, engine: ServerEngine, fault: str, said: str):
     fake.faults.append(fault)
     with pytest.raises(InputError, match=said) as caught:
-        engine.generate(FEW, SAMPLING, (0,))
+        engine.generate(FEW, replace(SAMPLING, top_logprobs=2), (0,))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 

@@ -36,8 +36,11 @@ class EngineError(RuntimeError):
     """The rollout engine failed; a fresh process may succeed."""
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: the run is asked to stop)
-    """A signal stopped the run during work that a resumed run repeats."""
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run during work that a resumed run repeats.
+
+    No `Exception`: a library, a template or a reward whose errors are caught must not catch it.
+    """
 
 
 def printable(text: str) -> str:

@@ -83,10 +83,10 @@ class Ranks:
             InputError, EngineError, Interrupted: another rank raised it; the message names the rank.
             RuntimeError: another rank raised something else.
         """
-        local: Exception | None = None
+        local: Exception | Interrupted | None = None
         try:
             yield
-        except Exception as error:  # raised again below, after the collective
+        except (Exception, Interrupted) as error:  # raised again below, after the collective
             local = error
         known = next((kind for kind in (InputError, EngineError, Interrupted) if isinstance(local, kind)), RuntimeError)
         errors = self.gather([] if local is None else [(known, f"rank {self.rank}: {local or repr(local)}")])

@@ -184,8 +184,8 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a server's answer may drip for ever",
-        "drpo.rollout.server:_ended_at",
-        lambda right: lambda until, line: nullcontext(),
+        "drpo.rollout.server:_Lines.ended_at",
+        lambda right: lambda self, until, line: nullcontext(),
         (f"{CLIENT}test_an_answer_that_drips_ends_in_time",),
     ),
     Replacement(

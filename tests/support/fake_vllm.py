@@ -6,7 +6,6 @@ import io
 import json
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -181,12 +180,16 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
 ANSWERS: Mapping[str, tuple[int, bytes]] = {
     "die": (0, b""),
     "busy": (503, b"busy"),
+    "too many at once": (429, b"later"),
     "garbage": (200, b"<html>"),
     "elsewhere": (307, b"http://127.0.0.1:9/"),
     "endless": (200, b" " * 2**22),
     "deep": (200, b"[" * 100_000),
 }
 """Fault -> status and body that know nothing of the request."""
+
+SLEEPS = {"slow": 3.0, "asleep": 30.0}
+"""Fault -> seconds before the answer."""
 
 
 class FakeServer:
@@ -214,8 +217,9 @@ class FakeServer:
     def start(self, port: int = 0) -> None:
         """Come up, with the weights that it had at first."""
         self.sampler.restart()
+        self._stopped = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self._http.daemon_threads = True
+        self._http.daemon_threads = False  # `stop` waits for them: Python must not end while one computes
         self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -224,6 +228,8 @@ class FakeServer:
         self.start(self._port)
 
     def stop(self) -> None:
+        """Go away, once what is computed is done."""
+        self._stopped.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -261,12 +267,15 @@ class FakeServer:
             return ANSWERS[fault]
         if fault == "echo":
             return 403, json.dumps({n: self.headers[-1].get(n) for n in ("drpo-token", "authorization")}).encode()
-        if fault == "slow":
-            time.sleep(3)
+        if fault in SLEEPS:
+            self._stopped.wait(SLEEPS[fault])
         label = "another" if fault == "other weights" else self.sampler.label
         places = [self._place(row, how["logprobs"]) for row in drawn.rows]
         if fault == "broken":
             places[-1]["logprob"] = -9999.0
+        if fault == "ragged":
+            places[-1]["top_logprobs"].pop()
+            places[-1]["top_logprobs"].pop()
         if fault == "huge number":
             places[-1]["logprob"] = 10**400
         if fault == "too many":

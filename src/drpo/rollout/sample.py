@@ -60,7 +60,8 @@ def top_logprobs(logits: Tensor, sampling: Sampling) -> TopK:
         sampling: temperature, top_p, top_k (all as in `draw`), top_logprobs.
 
     Returns:
-        ids [B, K] and their log-probabilities [B, K] float32, nats; -inf only for tokens excluded by top-k or top-p.
+        ids [B, K] and their log-probabilities [B, K] float32, nats; -inf only for tokens excluded by top-k or top-p,
+        and with these on also for those whose probability rounds to 0, which are never drawn.
 
     Raises:
         InputError: K exceeds the vocabulary's size.
@@ -136,6 +137,7 @@ def _truncate(p: Tensor, sampling: Sampling) -> Tensor:
         return p
     ordered, index = p.sort(dim=-1, descending=True)
     out = ordered.cumsum(-1) - ordered >= sampling.top_p
+    out[:, 0] = False  # where top_p rounds to 0
     if sampling.top_k:
         out[:, sampling.top_k :] = True
     ordered = ordered.masked_fill(out, 0)

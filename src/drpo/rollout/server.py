@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from socket import SHUT_RDWR
@@ -29,7 +31,7 @@ from drpo.model.positions import sequence_limit
 from drpo.model.routing import experts_by_layer
 from drpo.rollout.routes import with_shared_prompts
 from drpo.rollout.server_answer import columns
-from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
+from drpo.rollout.vllm_request import parameters, read_generation, require_known
 from drpo.rollout.weight_sync import WeightSync
 from drpo.types import Generation, Request
 
@@ -130,7 +132,7 @@ class ServerEngine:
         Raises:
             InputError: the server failed in all attempts (`Patience`), or its responses are invalid.
         """
-        require_vocabulary(requests, self._vocabulary)
+        require_known(requests, self._vocabulary)
         done: dict[int, Generation] = {}
         for attempt in range(self._patience.attempts):
             failure = self._attempt(requests, done)
@@ -158,8 +160,9 @@ class ServerEngine:
         """Do nothing: the server's prefix cache drops what it needs the room for."""
 
     def close(self) -> None:
-        """Remove the file of weights; the server continues with its weights."""
+        """End the requests under way and remove the file of weights; the server continues with its weights."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._server.close()  # else Python would wait for their threads as it ends
         self._scratch.cleanup()
 
     @property
@@ -229,35 +232,56 @@ class OtherWeightsError(UnreachableError):
     """The server sampled with other weights than the last that it was sent."""
 
 
-@contextmanager
-def _ended_at(until: float, line: Any) -> Iterator[None]:
-    """Shut a socket at the time `until`.
+class _Lines:
+    """The sockets on which answers are waited for; all can be shut at once."""
 
-    A socket's own timeout begins anew with every piece that arrives, so an answer that drips would never end: in its
-    header, in informational (1xx) answers before it, or in the trailer after its body.
-    """
+    def __init__(self) -> None:
+        self._waiting: set[Any] = set()
+        self._closed = False
 
-    def end() -> None:
-        with suppress(OSError, AttributeError):  # already closed, or never opened
-            line.shutdown(SHUT_RDWR)
+    def close(self) -> None:
+        """Shut them all, and every later one."""
+        self._closed = True
+        for line in list(self._waiting):
+            _shut(line)
 
-    timer = Timer(max(0.0, until - time.monotonic()), end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (urllib3.exceptions.HTTPError, HTTPException, OSError):
-        if time.monotonic() < until:
-            raise
-        raise UnreachableError("no whole answer within the time limit") from None
-    finally:
-        timer.cancel()
-    if time.monotonic() > until:
-        raise UnreachableError("no whole answer within the time limit")
+    @contextmanager
+    def ended_at(self, until: float, line: Any) -> Iterator[None]:
+        """Shut a socket at the time `until`.
+
+        A socket's own timeout begins anew with every piece that arrives, so an answer that drips would never end: in
+        its header, in informational (1xx) answers before it, or in the trailer after its body.
+        """
+        timer = Timer(max(0.0, until - time.monotonic()), _shut, [line])
+        timer.daemon = True
+        timer.start()
+        self._waiting.add(line)
+        if self._closed:
+            _shut(line)
+        try:
+            yield
+        except (urllib3.exceptions.HTTPError, HTTPException, OSError):
+            if time.monotonic() < until:
+                raise
+            raise UnreachableError("no whole answer within the time limit") from None
+        finally:
+            self._waiting.discard(line)
+            timer.cancel()
+        if time.monotonic() > until:
+            raise UnreachableError("no whole answer within the time limit")
+
+
+def _shut(line: Any) -> None:
+    with suppress(OSError, AttributeError):  # already closed, or never opened
+        line.shutdown(SHUT_RDWR)
 
 
 class _Timely:
     """Part of a connection class: the head of an answer must arrive within the time limit, even if it drips.
+
+    Args:
+        lines: the server's.
+        arguments, options: of urllib3's connection.
 
     Attributes:
         answering: the socket of the last answer.
@@ -265,10 +289,14 @@ class _Timely:
 
     answering: Any = None
 
+    def __init__(self, *arguments: Any, lines: _Lines, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lines = lines
+
     def getresponse(self) -> Any:
         here: Any = self
         self.answering = here.sock
-        with _ended_at(time.monotonic() + here.timeout, here.sock):
+        with self._lines.ended_at(time.monotonic() + here.timeout, here.sock):
             return super().getresponse()  # type: ignore[misc]
 
 
@@ -305,10 +333,16 @@ class Server:
         self._limit_s = limit_s
         self._limit = urllib3.Timeout(connect=min(CONNECT_S, limit_s), read=limit_s)
         self._pool = urllib3.PoolManager(maxsize=connections, block=True)
-        self._pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        self._lines = _Lines()
+        pools: Any = {"http": partial(_HTTPPool, lines=self._lines), "https": partial(_HTTPSPool, lines=self._lines)}
+        self._pool.pool_classes_by_scheme = pools
 
     def __str__(self) -> str:
         return f"vLLM server {self._address}"
+
+    def close(self) -> None:
+        """End the calls under way, and those to come; the server is left as it is."""
+        self._lines.close()
 
     def dtype(self) -> torch.dtype:
         """Return the floating-point type of the server's weights."""
@@ -367,7 +401,7 @@ class Server:
             UnreachableError: it has not arrived at the time `until`.
         """
         body = bytearray()
-        with _ended_at(until, getattr(response.connection, "answering", None)):
+        with self._lines.ended_at(until, getattr(response.connection, "answering", None)):
             while piece := response.read1(_PIECE):
                 body += piece
                 if len(body) > most:
@@ -407,7 +441,7 @@ class Server:
             text = self._read(response, most, until).decode(errors="replace")
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(_reason(error)) from None
-        if response.status >= 500:
+        if response.status >= 500 or response.status == HTTPStatus.TOO_MANY_REQUESTS:
             raise UnreachableError(f"{path} failed with status {response.status}: {_quoted(text)}")
         if response.status != 200:
             raise self.gone(f"refused {path} with status {response.status}: {_quoted(text)}")

@@ -27,9 +27,14 @@ def columns(choice: Mapping[str, Any], *, routes: bool) -> dict[str, Any]:
     if (reported := choice.get("logprobs")) is None:
         return {**sent, **chosen, "logp": None}
     positions = reported["content"]
-    logp = [float(position["logprob"]) if position["logprob"] > FLOOR else math.nan for position in positions]
-    top = [[(pair["token_id"], float(pair["logprob"])) for pair in position["top_logprobs"]] for position in positions]
+    logp = [_known(position["logprob"], math.nan) for position in positions]
+    lists = [position["top_logprobs"] for position in positions]
+    top = [[(pair["token_id"], _known(pair["logprob"], -math.inf)) for pair in pairs] for pairs in lists]
     return {**sent, **chosen, "logp": logp, "top": top}
+
+
+def _known(logp: float, otherwise: float) -> float:
+    return float(logp) if logp > FLOOR else otherwise
 
 
 def _chosen(text: str | None) -> np.ndarray | None:

@@ -29,7 +29,7 @@ from drpo.rollout.vllm_patches import (
     transformers_kept,
     world_size,
 )
-from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
+from drpo.rollout.vllm_request import parameters, read_generation, require_known
 from drpo.rollout.weight_sync import WeightSync
 from drpo.types import Generation, Request, Sampling
 
@@ -113,7 +113,7 @@ class VLLMEngine:
             InputError: a prompt leaves no room for an answer, or vLLM's output is invalid.
             EngineError: vLLM failed.
         """
-        require_vocabulary(requests, self._vocabulary)
+        require_known(requests, self._vocabulary)
         longest = int(self._llm.llm_engine.model_config.max_model_len)
         for request in requests:
             if len(request.prompt_ids) >= longest:
@@ -123,9 +123,11 @@ class VLLMEngine:
                 )
         try:
             outputs = self._ask(requests)
-        except Exception as error:  # any error from inside vLLM, which cannot be used afterwards
+        except BaseException as error:  # it cannot be used afterwards: requests may be unfinished
             self._failed = _broken("sampled", error)
-            raise self._failed from error
+            if isinstance(error, Exception):
+                raise self._failed from error
+            raise
         return with_shared_prompts([self._read(r, output) for r, output in zip(requests, outputs, strict=True)])
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
@@ -361,7 +363,7 @@ def _unfit(model: str, error: Exception) -> InputError:
     return InputError(f"engine='vllm': vLLM cannot run {model} here ({reason.strip()}); set --engine transformers")
 
 
-def _broken(doing: str, error: Exception) -> EngineError:
+def _broken(doing: str, error: BaseException) -> EngineError:
     logging.getLogger("vllm").info("vLLM failed while it %s", doing, exc_info=error)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return EngineError(

@@ -16,15 +16,27 @@ Pairs = Sequence[tuple[int, float]]
 """Token ids with their log-probabilities, nats."""
 
 
-def require_vocabulary(requests: Sequence[Request], vocabulary: int) -> None:
-    """Raise if a request asks for more top log-probabilities than the vocabulary has tokens.
+COOLEST, HOTTEST = 0.01, 2.0
+"""vLLM samples at 0.01 where a lower temperature than that is asked for, and fails above 2."""
+
+
+def require_known(requests: Sequence[Request], vocabulary: int) -> None:
+    """Raise if vLLM would sample from another distribution than a request asks for, or not at all.
 
     Raises:
-        InputError: a request does.
+        InputError: a temperature that vLLM does not have, or more top log-probabilities than the vocabulary has tokens.
     """
-    most = max((r.sampling.top_logprobs for r in requests), default=0)
-    if most > vocabulary:
-        raise InputError(f"sampling.top_logprobs={most}: the model has {vocabulary} tokens; ask for fewer")
+    for sampling in {request.sampling for request in requests}:
+        t = sampling.temperature
+        if t and not COOLEST <= t <= HOTTEST:
+            raise InputError(
+                f"sampling.temperature={t:g}: vLLM samples at 0 and at {COOLEST} to {HOTTEST:g}; set one of these, or "
+                "--engine transformers"
+            )
+        if sampling.top_logprobs > vocabulary:
+            raise InputError(
+                f"sampling.top_logprobs={sampling.top_logprobs}: the model has {vocabulary} tokens; ask for fewer"
+            )
 
 
 def read_generation(
@@ -62,6 +74,8 @@ def read_generation(
         )
     _require_possible(request, token_ids, top, vocabulary)
     k = request.sampling.top_logprobs
+    if k and logp is not None and (len(top) != len(token_ids) or min(map(len, top), default=k) < k):
+        raise InputError(f"{request.name}: vLLM sent fewer top log-probabilities than the {k} of each token asked for")
     return generation(
         request,
         torch.tensor(token_ids, dtype=torch.int64),

@@ -154,8 +154,6 @@ class Session(RunSession):
         try:
             with self._ranks.reraise_on_all():
                 yield
-        except Interrupted:
-            raise
         except Exception:
             self._failed_together = True
             raise

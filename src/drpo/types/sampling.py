@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from drpo.errors import InputError
 
+COOLEST = 1e-6
+"""The lowest temperature above 0: float32 has room for logits divided by it."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -12,7 +15,7 @@ class Sampling:
     Args:
         samples: completions per prompt (the group size G), >= 1.
         max_new_tokens: longest completion, in tokens, >= 1.
-        temperature: divides the logits; > 0 in training; 0 means greedy, for evaluation.
+        temperature: divides the logits; from 1e-6 on; 0 means greedy, for evaluation.
         top_p: keep the smallest set of tokens with at least this probability, (0, 1]; 1 in training.
         top_k: keep the k most probable tokens; 0 means off; 0 in training.
         top_logprobs: report this many most probable tokens at each position; sampling itself does not change.
@@ -40,8 +43,11 @@ would not be those of the distribution that was sampled; set --sampling.top-p 1
             raise InputError(f"sampling.samples={self.samples}: must be at least 1")
         if self.max_new_tokens < 1:
             raise InputError(f"sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"sampling.temperature={self.temperature}: must be finite and >= 0")
+        if self.temperature != 0 and not COOLEST <= self.temperature < float("inf"):
+            raise InputError(
+                f"sampling.temperature={self.temperature}: must be finite, and at least {COOLEST:g} or 0 (the most "
+                "probable token)"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
         if self.top_k < 0:
