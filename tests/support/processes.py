@@ -32,6 +32,10 @@ def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -
     return "".join(out for _, out in ends)
 
 
+EXTREMES = {"weight_min": 5e-3, "weight_max": 5e-3}
+"""How far these may differ: rounding decides the sign of an advantage next to 0, and so between 1 - x and 1 + x."""
+
+
 def assert_nearly_same_run(one: Path, several: Path) -> None:
     ours, theirs = read_records(one / METRICS), read_records(several / METRICS)
     assert len(ours) == len(theirs) > 0
@@ -40,9 +44,9 @@ def assert_nearly_same_run(one: Path, several: Path) -> None:
             assert mine.keys() == other.keys()
             for name, value in mine.items():
                 assert other[name] == pytest.approx(value, rel=2e-4, abs=2e-5), (a["step"], name)
-        assert {n: v for n, v in a.items() if n != "updates"} == pytest.approx(
-            {n: v for n, v in b.items() if n != "updates"}, rel=2e-4, abs=2e-5
-        )
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"updates"}:
+            assert b[name] == pytest.approx(a[name], rel=2e-4, abs=EXTREMES.get(name, 2e-5)), (a["step"], name)
     drawn = [[(r["problem"], r["sample"], r["token_ids"]) for r in read_records(f / ROLLOUTS)] for f in (one, several)]
     assert drawn[0] == drawn[1]
     assert [e["reward_mean"] for e in read_records(one / EVALUATIONS)] == pytest.approx(
