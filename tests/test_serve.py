@@ -3,14 +3,18 @@
 A real server on loopback is asked with httpx2, and with OpenAI's own client where that is installed.
 """
 
+import itertools
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -19,11 +23,13 @@ import httpx2
 import pytest
 import torch
 
+from drpo.cli import serve
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.serve import made_server
 from drpo.credentials import TOKEN
 from drpo.rollout import encode_prompt
 from drpo.rollout.prompts import encode_text
+from drpo.rollout.stream import SampledToken
 from drpo.serving import http
 from drpo.serving.fair_lock import FairLock
 from drpo.serving.http import Server, Service
@@ -48,7 +54,8 @@ def sampler_of(template: str | None = TEMPLATE) -> Sampler:
 @contextmanager
 def served(service: Service) -> Iterator[httpx2.Client]:
     """A server in a thread, and a client that has its key."""
-    server = Server(("127.0.0.1", 0), service)
+    server = Server(("127.0.0.1", 0))
+    server.open(replace(service, lock=FairLock()))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -57,7 +64,7 @@ def served(service: Service) -> Iterator[httpx2.Client]:
             yield client
     finally:
         server.shutdown()
-        server.server_close()
+        assert server.close()
         thread.join()
 
 
@@ -391,6 +398,93 @@ def test_a_client_that_hangs_up_ends_its_answer(
     assert len(sampled) == count < 200
 
 
+def never_ending(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Answers that do not end by themselves; returns what is sampled of them."""
+    sampled: list[int] = []
+
+    def stream(request: Any) -> Iterator[SampledToken]:
+        for i in itertools.count():
+            sampled.append(i)
+            time.sleep(0.002)
+            yield SampledToken(66, -0.5)
+
+    monkeypatch.setattr(service.sampler.engine, "stream", stream)
+    return sampled
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_closes_ends_its_answers(service: Service, stream: bool, monkeypatch: pytest.MonkeyPatch):
+    """Those that are sampled, those that wait for a place, and a request that arrives; no thread is left in torch."""
+    sampled = never_ending(service, monkeypatch)
+    server = Server(("127.0.0.1", 0))
+    server.open(replace(service, lock=FairLock()))
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1500, "stream": stream}).encode()
+    with ExitStack() as lines:
+        forever = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        forever.start()
+        for _ in range(http.AT_ONCE + 2):
+            line = lines.enter_context(socket.create_connection(server.server_address))
+            line.sendall(head(Content_Length=len(body)) + body)
+        line.sendall(b"POST ")
+        lines.enter_context(socket.create_connection(server.server_address)).sendall(b"GET ")
+        while len(sampled) < 30 or len(server._connections) < http.AT_ONCE + 3:
+            time.sleep(0.005)
+        threads = list(server._connections)
+        server.shutdown()
+        forever.join()
+        began = time.monotonic()
+        assert server.close() and not any(thread.is_alive() for thread in threads)
+        assert time.monotonic() - began < http.CLOSING_S / 2
+    count = len(sampled)
+    time.sleep(0.05)
+    assert len(sampled) == count
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_ctrl_c_leaves_python_only_when_no_thread_is_in_torch(
+    service: Service, is_stuck: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A thread that does not come back is the one reason for which the process ends without Python's own end."""
+    monkeypatch.setattr(http, "CLOSING_S", 0.2)
+    sampled, comes_back, ends = never_ending(service, monkeypatch), threading.Event(), []
+    server = Server(("127.0.0.1", 0))
+    server.open(replace(service, lock=FairLock()))
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1500}).encode()
+
+    with monkeypatch.context() as patch, socket.create_connection(server.server_address) as line:
+        if is_stuck:
+            patch.setattr(service.sampler.engine, "stream", lambda _: iter([sampled.append(0), comes_back.wait()]))
+        patch.setattr(serve, "made_server", lambda *_: server)
+        patch.setattr(server, "service_actions", lambda: signal.raise_signal(signal.SIGINT) if sampled else None)
+        patch.setattr(os, "_exit", ends.append)
+        line.sendall(head(Content_Length=len(body)) + body)
+        with pytest.raises(KeyboardInterrupt):
+            serve.serve("tiny", ServeOptions())
+    assert ends == [130] * is_stuck and ("interrupted" in capsys.readouterr().err) == is_stuck
+    comes_back.set()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_command_answers():
+    """The process ends with status 130 and one line; it aborted where a thread was inside torch."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), TOKEN: KEY, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "drpo", "serve", "tiny", "--port", "0"]
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1900, "n": 30}).encode()
+    for _ in range(2):
+        with (
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+            ExitStack() as lines,
+        ):
+            assert process.stdout is not None and process.stderr is not None
+            port = int(process.stdout.readline().split(b"127.0.0.1:")[1].split(b"/")[0])
+            for _ in range(2):
+                line = lines.enter_context(socket.create_connection(("127.0.0.1", port)))
+                line.sendall(head(Content_Length=len(body)) + body)
+            time.sleep(2.0)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130 and process.stderr.read() == b"drpo: interrupted\n"
+
+
 def test_logits_that_are_not_finite_are_an_error(service: Service):
     model, tokenizer = tiny()
     with torch.no_grad():
@@ -410,6 +504,19 @@ def test_the_bytes_of_tokens():
 
 
 # The command
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve, "sampler_of", lambda *_: pytest.fail("it loads the model first"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert "name another" in refused(["serve", "tiny", "--port", str(other.getsockname()[1])])
+
+
+def test_a_server_takes_no_connections_until_it_is_opened():
+    server = Server(("127.0.0.1", 0))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.server_address)
+    assert server.close()
 
 
 def test_the_command_serves_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

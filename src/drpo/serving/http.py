@@ -34,6 +34,8 @@ PATIENCE_S = 30.0
 """In which a request must have arrived, and the next after it; and in which a client must take what is written."""
 CONNECTIONS = 64
 """Open at once; a further one is refused with status 503."""
+CLOSING_S = 5.0
+"""In which the threads of a server that is closed must have ended."""
 AT_ONCE = 8
 """Requests that are answered at once; further ones wait. Each has keys and values of its own in memory."""
 ROUTES: dict[str, Callable[[bytes, Sampler, int], CompletionRequest]] = {
@@ -53,7 +55,7 @@ class Service:
         name: of the model, in requests and answers.
         token: required of each request, as `Authorization: Bearer TOKEN`.
         longest: default limit of a chat answer, in tokens.
-        lock: held while a token is sampled.
+        lock: held while a token is sampled; closed with the server.
         places: limit of requests that are answered at once.
         created: when the model was loaded, seconds since 1970.
 
@@ -111,37 +113,79 @@ class Service:
 
 
 class Server(ThreadingHTTPServer):
-    """The server.
+    """The server. It has its address from the beginning, and refuses connections until it is opened.
 
     Args:
         address: host and port; port 0 selects a free port.
-        service: the model and the settings.
+
+    Raises:
+        OSError: the address is taken, or cannot be used.
     """
 
-    daemon_threads = True
+    service: Service
 
-    def __init__(self, address: tuple[str, int], service: Service) -> None:
+    def __init__(self, address: tuple[str, int]) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        super().__init__(address, Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
+
+    def open(self, service: Service) -> None:
+        """Accept connections.
+
+        Args:
+            service: the model and the settings.
+
+        Raises:
+            OSError: another server was opened at the address.
+        """
         self.service = service
-        self._free = threading.BoundedSemaphore(CONNECTIONS)
-        super().__init__(address, Handler)
+        self.server_activate()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a new thread, or refuse it where too many are open."""
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
+        if len(self._connections) >= CONNECTIONS:
+            with suppress(OSError):
+                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            self.shutdown_request(request)
             return
-        with suppress(OSError):
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        self.shutdown_request(request)
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        self._connections[thread] = request
+        try:
+            thread.start()
+        except RuntimeError:  # there can be no further thread
+            del self._connections[thread]
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer a connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            del self._connections[threading.current_thread()]
+
+    def close(self) -> bool:
+        """End the connections and the answers under way, each before its next token.
+
+        Returns:
+            Whether all threads have ended. Python must not be left while one is inside torch: that aborts the process.
+        """
+        self.server_close()
+        connections = self._connections.copy()
+        if connections:
+            self.service.lock.close()
+        for connection in connections.values():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        until = time.monotonic() + CLOSING_S
+        for thread in filter(threading.Thread.is_alive, connections):
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in connections)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a broken connection, at level debug."""
