@@ -30,7 +30,7 @@ from drpo.credentials import TOKEN
 from drpo.rollout import encode_prompt
 from drpo.rollout.prompts import encode_text
 from drpo.rollout.stream import SampledToken
-from drpo.serving import http
+from drpo.serving import http, requests
 from drpo.serving.fair_lock import FairLock
 from drpo.serving.http import Server, Service
 from drpo.serving.responses import token_bytes
@@ -255,6 +255,11 @@ def test_there_is_no_server_without_a_token(service: Service):
         Service(service.sampler, "tiny", "")
 
 
+def hello(content: Any = "hello", **fields: Any) -> dict[str, Any]:
+    """A conversation of one message."""
+    return {"messages": [{"role": "user", "content": content, **fields}]}
+
+
 BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (CHAT, {"model": "gpt-5"}, 404, "model", "'tiny'"),
     (CHAT, {"n": 0}, 400, "n", "from 1 to 64"),
@@ -262,15 +267,20 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (CHAT, {"n": "2"}, 400, "n", "int"),
     (CHAT, {"temperature": -1}, 400, "temperature", "temperature=-1"),
     (CHAT, {"top_p": 0}, 400, "top_p", "top_p=0"),
-    (CHAT, {"max_tokens": -3}, 400, "max_tokens", "max_new_tokens=-3"),
-    (CHAT, {"max_tokens": 0}, 400, "max_tokens", "max_new_tokens=0"),
-    (CHAT, {"max_completion_tokens": 10**6}, 400, "max_tokens", "room for"),
+    (CHAT, {"max_tokens": -3}, 400, "max_tokens", "max_tokens=-3"),
+    (TEXT, {"max_tokens": 0}, 400, "max_tokens", "max_tokens=0"),
+    (CHAT, {"max_completion_tokens": -3}, 400, "max_completion_tokens", "max_completion_tokens=-3"),
+    (CHAT, {"max_completion_tokens": 10**6}, 400, "max_completion_tokens", "room for"),
+    (CHAT, {"max_tokens": 10**7}, 400, "max_tokens", "room for"),
+    (CHAT, {"max_tokens": 5, "max_completion_tokens": 6}, 400, "max_tokens", "max_completion_tokens=6, max_tokens=5"),
+    (CHAT, {"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
     (CHAT, {"top_logprobs": 3}, 400, "top_logprobs", "logprobs=true"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "0 to 20"),
     (CHAT, {"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
     (CHAT, {"logit_bias": {"5": 1}}, 400, "logit_bias", "not supported"),
     (CHAT, {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
     (CHAT, {"response_format": {"type": "json_object"}}, 400, "response_format", "text"),
+    (CHAT, {"response_format": {"json_schema": {}}}, 400, "response_format", "text"),
     (CHAT, {"min_p": 0.1}, 400, "min_p", "unknown field"),
     (CHAT, {"stop": ["a"] * 5}, 400, "stop", "at most 4"),
     (CHAT, {"stop": ""}, 400, "stop", "empty"),
@@ -279,14 +289,24 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (CHAT, {"messages": [{"role": "king", "content": "x"}]}, 400, "messages", "role='king'"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, 400, "messages", "text"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", "text"),
-    (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, 400, None, "2,048 positions"),
+    (CHAT, hello([{"type": "text", "text": "x", "y": 1}]), 400, "messages", "text"),
+    (CHAT, hello(tool_cals=[1]), 400, "messages", "tool_cals"),
+    (CHAT, hello(function_call={"name": "f"}), 400, "messages", "function_call"),
+    (CHAT, hello(weight=0), 400, "messages", "weight"),
+    (CHAT, hello(name=5), 400, "messages", "name"),
+    (CHAT, hello("x" * 5000), 400, "messages", "2,048 positions; shorten"),
+    (CHAT, hello("x" * 10**6), 400, "messages", "tokens or more"),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None, ""),
     (TEXT, {"prompt": ""}, 400, "prompt", "no tokens"),
     (TEXT, {"prompt": []}, 400, "prompt", "none"),
     (TEXT, {"prompt": [[]]}, 400, "prompt", "token ids"),
     (TEXT, {"prompt": [-1]}, 400, "prompt", "token ids"),
     (TEXT, {"prompt": [True]}, 400, "prompt", "token ids"),
-    (TEXT, {"prompt": [5000]}, 400, None, "token id 5000"),
+    (TEXT, {"prompt": [5000]}, 400, "prompt", "prompt: token id 5000"),
+    (TEXT, {"prompt": "x" * 5000}, 400, "prompt", "the prompt has 5,000 tokens"),
+    (TEXT, {"prompt": "x" * 10**6}, 400, "prompt", "the prompt has 100,000 tokens or more"),
+    (TEXT, {"prompt": ["a"] * 65}, 400, "prompt", "65 of them with n=1"),
+    (TEXT, {"prompt": ["a"] * 2, "n": 33}, 400, "prompt", "from 1 to 64"),
     (TEXT, {"prompt": [1.5]}, 400, "prompt", "token ids"),
     (TEXT, {"echo": True}, 400, "echo", "not supported"),
     (TEXT, {"best_of": 3}, 400, "best_of", "set n"),
@@ -304,6 +324,76 @@ def test_what_cannot_be_done_is_refused_in_the_shape_of_the_api(
     assert (answer.status_code, error["param"]) == (status, param) and told in error["message"], answer.text
     assert error["type"] == "invalid_request_error" and "\n" not in error["message"]
     assert texts(ask(client))  # and the server goes on
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "code"),
+    [
+        (CHAT, {"max_completion_tokens": 10**6}, "context_length_exceeded"),
+        (CHAT, hello("x" * 5000), "context_length_exceeded"),
+        (TEXT, {"prompt": "x" * 10**6}, "context_length_exceeded"),
+        (TEXT, {"prompt": [5000]}, None),
+        (TEXT, {"max_tokens": 0}, None),
+        (CHAT, hello(audio={}, tool_calls=[{}]), "unsupported_parameter"),
+    ],
+)
+def test_programs_tell_errors_by_their_code(client: httpx2.Client, path: str, fields: dict[str, Any], code: str | None):
+    body = {"model": "tiny"} | ({"messages": HELLO} if path == CHAT else {"prompt": "hello"}) | fields
+    assert client.post(path, json=body).json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "gpt-5"},
+        {"prompt": ["a"] * 8000},
+        {"prompt": "x" * 10**6},
+        {"temperature": -1},
+        {"max_tokens": 0},
+        {"stop": ""},
+        {"logprobs": 21},
+        {"stream_options": {}},
+        {"model": "gpt-5", "messages": HELLO},
+        {"n": 65, "messages": HELLO},
+        hello("x" * 10**6),
+        {"max_tokens": 5, "max_completion_tokens": 6, "messages": HELLO},
+    ],
+)
+def test_what_is_refused_is_not_tokenised_first(
+    client: httpx2.Client, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("encode_text", "encode_prompt"):
+        monkeypatch.setattr(requests, name, lambda *_: pytest.fail("it is tokenised"))
+    path = CHAT if "messages" in fields else TEXT
+    answer = client.post(path, json={"model": "tiny"} | ({} if path == CHAT else {"prompt": "x"}) | fields)
+    assert answer.status_code in (400, 404), answer.text
+
+
+def test_an_answer_without_a_limit_of_its_own_has_the_room_there_is(client: httpx2.Client):
+    """Of a text as of a chat; a limit that is sent must fit."""
+    ids = [66] * 2040
+    assert ask(client, TEXT, prompt=ids)["usage"]["completion_tokens"] <= 8
+    for limit, status in ((8, 200), (9, 400)):
+        body = {"model": "tiny", "prompt": ids, "max_tokens": limit}
+        assert client.post(TEXT, json=body).status_code == status
+    assert ask(client, max_tokens=3, max_completion_tokens=3)["usage"]["completion_tokens"] <= 3
+
+
+def test_a_message_that_was_an_answer_can_be_sent_back(client: httpx2.Client):
+    """With the nulls that clients add to it."""
+    nulls = {"refusal": None, "tool_calls": None, "function_call": None, "audio": None, "annotations": []}
+    messages = [*HELLO, {"role": "assistant", "content": "x", **nulls}, *HELLO]
+    assert texts(ask(client, messages=messages)) == texts(
+        ask(client, messages=[*HELLO, {"role": "assistant", "content": "x"}, *HELLO])
+    )
+
+
+def test_a_template_that_refuses_a_system_message():
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    with served(Service(sampler_of(refusing), "tiny", KEY)) as client:
+        error = client.post(CHAT, json={"model": "tiny", "messages": messages}).json()["error"]
+    assert error["param"] == "messages" and "no system; it may do without the system message" in error["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"model": "tiny"}', b"null"])

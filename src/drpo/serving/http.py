@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from drpo import __version__
 from drpo.errors import BrokenLogpError, describe
 from drpo.serving.fair_lock import FairLock
-from drpo.serving.requests import ApiError, CompletionRequest, read_chat, read_text
+from drpo.serving.requests import ApiError, CompletionRequest, no_model, read_chat, read_text
 from drpo.serving.responses import Response
 from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece
@@ -38,7 +38,7 @@ CLOSING_S = 5.0
 """In which the threads of a server that is closed must have ended."""
 AT_ONCE = 8
 """Requests that are answered at once; further ones wait. Each has keys and values of its own in memory."""
-ROUTES: dict[str, Callable[[bytes, Sampler, int], CompletionRequest]] = {
+ROUTES: dict[str, Callable[[bytes, Sampler, int, str], CompletionRequest]] = {
     "/v1/chat/completions": read_chat,
     "/v1/completions": read_text,
 }
@@ -92,14 +92,7 @@ class Service:
             ApiError: it names another model, or something unsupported.
         """
         with self.lock:  # a tokenizer is no thread's alone
-            request = ROUTES[path](body, self.sampler, self.longest)
-        if request.model != self.name:
-            raise self.no_model(request.model)
-        return request
-
-    def no_model(self, name: str) -> ApiError:
-        """Return the error for an unknown model."""
-        return ApiError(f"model {name!r} is not here; there is {self.name!r}", 404, "model", "model_not_found")
+            return ROUTES[path](body, self.sampler, self.longest, self.name)
 
     def answers(self, request: CompletionRequest) -> Generator[tuple[int, Piece], None, None]:
         """Yield the pieces of all answers, one answer after the other, each with the answer's number.
@@ -228,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
             if name == service.name:
                 self._reply(200, service.model)
             else:
-                self._fail(service.no_model(name))
+                self._fail(no_model(name, service.name))
         else:
             self._fail(_nowhere(path))
 
