@@ -27,7 +27,10 @@ from drpo.cli import serve
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.serve import made_server
 from drpo.credentials import TOKEN
+from drpo.errors import InputError
 from drpo.rollout import encode_prompt
+from drpo.rollout import server as rollout_server
+from drpo.rollout.gate import CALLS
 from drpo.rollout.prompts import encode_text
 from drpo.rollout.stream import SampledToken
 from drpo.serving import http, requests
@@ -113,6 +116,7 @@ def test_a_chat_is_answered_by_the_model(client: httpx2.Client, service: Service
     sampled = sum(len(piece.sampled) for piece in pieces)
     used = {"prompt_tokens": len(prompt), "completion_tokens": sampled, "total_tokens": len(prompt) + sampled}
     assert answer["usage"] == used and answer["object"] == "chat.completion" and answer["model"] == "tiny"
+    assert answer["id"].startswith("chatcmpl-") and ask(client, TEXT)["id"].startswith("cmpl-")
     assert answer["choices"][0]["finish_reason"] == pieces[-1].finish_reason
     assert answer["choices"][0]["message"]["role"] == "assistant" and answer["choices"][0]["logprobs"] is None
 
@@ -243,6 +247,10 @@ def test_nobody_is_answered_without_the_key(client: httpx2.Client, path: str, se
         answer = stranger.request(method, path, headers=headers, content=body)
     assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
     assert KEY not in answer.text
+
+
+def test_the_scheme_of_the_key_is_of_either_case(client: httpx2.Client):
+    assert client.get("/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
 
 
 def test_the_state_is_open_to_all(client: httpx2.Client):
@@ -403,11 +411,41 @@ def test_a_body_that_is_no_request(client: httpx2.Client, body: bytes):
 
 
 def test_addresses_and_methods_that_there_are_not(client: httpx2.Client):
-    for answer in (client.post("/v1/embeddings", json={}), client.get(CHAT), client.get("/")):
+    for answer in (client.post("/v1/embeddings", json={}), client.get("/"), client.get("/v1/models/")):
         assert answer.status_code == 404 and "/v1/models" in answer.json()["error"]["message"]
-    rollouts = client.post("/inference/v1/generate", json={})
-    assert rollouts.status_code == 404 and "drpo serve-rollouts" in rollouts.json()["error"]["message"]
-    assert client.delete(CHAT).json()["error"]["message"]
+    for method, path, allowed in (
+        ("GET", CHAT, "POST"),
+        ("HEAD", TEXT, "POST"),
+        ("DELETE", CHAT, "POST"),
+        ("OPTIONS", TEXT, "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/tiny", "GET, HEAD"),
+        ("PUT", "/health", "GET, HEAD"),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == 405 and answer.headers["allow"] == allowed
+        assert method == "HEAD" or answer.json()["error"]["type"] == "invalid_request_error"
+    assert client.request("BREW", "/").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/tiny", "/v1/models/gpt-5"])
+def test_head_is_get_without_a_body(client: httpx2.Client, path: str):
+    got, head = client.get(path), client.head(path)
+    names = ("content-type", "content-length")
+    assert head.status_code == got.status_code and head.content == b"" and len(got.content) > 0
+    assert [head.headers[name] for name in names] == [got.headers[name] for name in names]
+    raw_head = raw(client, f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert raw_head.endswith(b"\r\n\r\n")
+
+
+def test_a_trainer_at_this_server_is_told_the_other(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch):
+    """By its first call, although its token is in a header of its own."""
+    monkeypatch.setenv(TOKEN, KEY)
+    trainer = rollout_server.Server(str(client.base_url), 10.0, 1, "tiny")
+    with pytest.raises(InputError, match="speaks OpenAI's API; the rollout server is `drpo serve-rollouts`"):
+        trainer.dtype()
+    with httpx2.Client(base_url=client.base_url) as stranger:
+        assert {stranger.post(path).status_code for path in CALLS} == {404}
 
 
 # What a client may cost
