@@ -660,6 +660,28 @@ def test_the_command_serves_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     server.server_close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_address_that_is_printed_answers(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Also with a token that has blanks around it, as a client sends it."""
+    monkeypatch.setenv(TOKEN, f" {KEY}\n")
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    server = made_server("tiny", ServeOptions(host=host, port=0))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    address = capsys.readouterr().out.split("OPENAI_BASE_URL=")[1].split()[0]
+    try:
+        assert httpx2.get(f"{address}/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    finally:
+        server.shutdown()
+        assert server.close()
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

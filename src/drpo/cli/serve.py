@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.serve import ServeOptions
-from drpo.cli.listening import make_token, require_loopback
+from drpo.cli.listening import make_token, require_loopback, require_port, url
 from drpo.cli.samplers import SamplerOptions, sampler_of
 from drpo.credentials import TOKEN
 from drpo.errors import InputError
@@ -55,8 +55,7 @@ def made_server(name: str, options: ServeOptions) -> Server:
         InputError: an address of other machines, or one that is taken; or the model cannot be used.
     """
     require_loopback("serve", options.host, options.port, "what it says travels unencrypted")
-    if not 0 <= options.port < 2**16:
-        raise InputError(f"serve: --port {options.port}: must be from 0 to 65535")
+    require_port("serve", options.port, 0)
     longest = Sampling(samples=1, max_new_tokens=options.max_new_tokens)
     is_new = make_token()
     with _port_named(options):
@@ -70,7 +69,7 @@ def made_server(name: str, options: ServeOptions) -> Server:
     except BaseException:
         server.server_close()
         raise
-    address = f"http://{options.host}:{server.server_address[1]}/v1"
+    address = f"{url(options.host, server.server_address[1])}/v1"
     key = os.environ[TOKEN] if is_new else f"${TOKEN}"
     print(f"serving {service.name}; export OPENAI_BASE_URL={address} OPENAI_API_KEY={key}", flush=True)
     return server
