@@ -22,6 +22,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import example, given
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from drpo.cli.chat import ChatConfig, ChatModel, converse
 from drpo.cli.screen import Colours, Lines, coloured
@@ -168,6 +170,26 @@ def test_the_pieces_are_the_whole(text: str, stop: list[str], rest: bytes):
 def test_a_token_begins_behind_bytes_that_are_no_character(data: bytes, offsets: list[int], of_tokens: list[str]):
     tokens = [t for piece in streamed([ID_OF[byte] for byte in data], []) for t in piece.tokens]
     assert [t.offset for t in tokens] == offsets and [t.text for t in tokens] == of_tokens
+
+
+@pytest.mark.parametrize("rest", [[], [0], [0, ID_OF[99]], [0, 0, ID_OF[0xE2]]])
+def test_a_token_without_a_text_is_left_out(rest: list[int]):
+    """Wherever it is: the tokens spell the text."""
+    ids = [0, *BYTES("a\u2264")["input_ids"], 0, *BYTES("b")["input_ids"], *rest]
+    pieces = streamed(ids, [])
+    tokens = [t for piece in pieces for t in piece.tokens]
+    assert [t.token.id for t in tokens] == [i for i in ids if i != 0]
+    assert "".join(t.text for t in tokens) == text_of(pieces) == BYTES.decode(ids, skip_special_tokens=True)
+
+
+def test_offsets_never_decrease():
+    """SentencePiece's kind of tokenizers decodes neighbouring bytes together, so that a text may become shorter."""
+    vocabulary = {"<unk>": 0, "a": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    stream = TextStream(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    pieces = [stream.add(SampledToken(2 + byte, -0.5)) for byte in b"\xc3\xa9\xe2\xa9\xa9\xc3"]
+    assert [t.offset for piece in [*pieces, stream.end("length")] for t in piece.tokens] == [0, 0, 1, 3, 3, 3]
 
 
 def test_what_may_begin_a_stop_text_is_held_back():

@@ -65,7 +65,7 @@ def test_a_template_that_refuses_a_system_message_is_named():
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}A:"
     assert len(encode_prompt(tokenizer_that(refusing), ASKED)) == 2
     with pytest.raises(
-        InputError, match=r"problem '7': .*refuses it: System role not supported; .*leave out the task's system"
+        InputError, match=r"problem '7': .*refuses it: System role not supported; it may do without the system"
     ):
         encode_prompt(tokenizer_that(refusing), Problem.of_text("7", "1 + 1?", "2", system="Be brief."))
     with pytest.raises(InputError, match=r"problem '7': the model's chat template refuses it"):

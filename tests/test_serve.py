@@ -3,14 +3,18 @@
 A real server on loopback is asked with httpx2, and with OpenAI's own client where that is installed.
 """
 
+import itertools
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -19,12 +23,17 @@ import httpx2
 import pytest
 import torch
 
+from drpo.cli import serve
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.serve import made_server
 from drpo.credentials import TOKEN
+from drpo.errors import InputError
 from drpo.rollout import encode_prompt
+from drpo.rollout import server as rollout_server
+from drpo.rollout.gate import CALLS
 from drpo.rollout.prompts import encode_text
-from drpo.serving import http
+from drpo.rollout.stream import SampledToken
+from drpo.serving import http, requests
 from drpo.serving.fair_lock import FairLock
 from drpo.serving.http import Server, Service
 from drpo.serving.responses import token_bytes
@@ -48,7 +57,8 @@ def sampler_of(template: str | None = TEMPLATE) -> Sampler:
 @contextmanager
 def served(service: Service) -> Iterator[httpx2.Client]:
     """A server in a thread, and a client that has its key."""
-    server = Server(("127.0.0.1", 0), service)
+    server = Server(("127.0.0.1", 0))
+    server.open(replace(service, lock=FairLock()))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -57,7 +67,7 @@ def served(service: Service) -> Iterator[httpx2.Client]:
             yield client
     finally:
         server.shutdown()
-        server.server_close()
+        assert server.close()
         thread.join()
 
 
@@ -106,6 +116,7 @@ def test_a_chat_is_answered_by_the_model(client: httpx2.Client, service: Service
     sampled = sum(len(piece.sampled) for piece in pieces)
     used = {"prompt_tokens": len(prompt), "completion_tokens": sampled, "total_tokens": len(prompt) + sampled}
     assert answer["usage"] == used and answer["object"] == "chat.completion" and answer["model"] == "tiny"
+    assert answer["id"].startswith("chatcmpl-") and ask(client, TEXT)["id"].startswith("cmpl-")
     assert answer["choices"][0]["finish_reason"] == pieces[-1].finish_reason
     assert answer["choices"][0]["message"]["role"] == "assistant" and answer["choices"][0]["logprobs"] is None
 
@@ -238,6 +249,10 @@ def test_nobody_is_answered_without_the_key(client: httpx2.Client, path: str, se
     assert KEY not in answer.text
 
 
+def test_the_scheme_of_the_key_is_of_either_case(client: httpx2.Client):
+    assert client.get("/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
+
+
 def test_the_state_is_open_to_all(client: httpx2.Client):
     with httpx2.Client(base_url=client.base_url) as stranger:
         assert stranger.get("/health").json() == {"status": "ok"}
@@ -248,6 +263,11 @@ def test_there_is_no_server_without_a_token(service: Service):
         Service(service.sampler, "tiny", "")
 
 
+def hello(content: Any = "hello", **fields: Any) -> dict[str, Any]:
+    """A conversation of one message."""
+    return {"messages": [{"role": "user", "content": content, **fields}]}
+
+
 BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (CHAT, {"model": "gpt-5"}, 404, "model", "'tiny'"),
     (CHAT, {"n": 0}, 400, "n", "from 1 to 64"),
@@ -255,15 +275,20 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (CHAT, {"n": "2"}, 400, "n", "int"),
     (CHAT, {"temperature": -1}, 400, "temperature", "temperature=-1"),
     (CHAT, {"top_p": 0}, 400, "top_p", "top_p=0"),
-    (CHAT, {"max_tokens": -3}, 400, "max_tokens", "max_new_tokens=-3"),
-    (CHAT, {"max_tokens": 0}, 400, "max_tokens", "max_new_tokens=0"),
-    (CHAT, {"max_completion_tokens": 10**6}, 400, "max_tokens", "room for"),
+    (CHAT, {"max_tokens": -3}, 400, "max_tokens", "max_tokens=-3"),
+    (TEXT, {"max_tokens": 0}, 400, "max_tokens", "max_tokens=0"),
+    (CHAT, {"max_completion_tokens": -3}, 400, "max_completion_tokens", "max_completion_tokens=-3"),
+    (CHAT, {"max_completion_tokens": 10**6}, 400, "max_completion_tokens", "room for"),
+    (CHAT, {"max_tokens": 10**7}, 400, "max_tokens", "room for"),
+    (CHAT, {"max_tokens": 5, "max_completion_tokens": 6}, 400, "max_tokens", "max_completion_tokens=6, max_tokens=5"),
+    (CHAT, {"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
     (CHAT, {"top_logprobs": 3}, 400, "top_logprobs", "logprobs=true"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "0 to 20"),
     (CHAT, {"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
     (CHAT, {"logit_bias": {"5": 1}}, 400, "logit_bias", "not supported"),
     (CHAT, {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
     (CHAT, {"response_format": {"type": "json_object"}}, 400, "response_format", "text"),
+    (CHAT, {"response_format": {"json_schema": {}}}, 400, "response_format", "text"),
     (CHAT, {"min_p": 0.1}, 400, "min_p", "unknown field"),
     (CHAT, {"stop": ["a"] * 5}, 400, "stop", "at most 4"),
     (CHAT, {"stop": ""}, 400, "stop", "empty"),
@@ -272,14 +297,24 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (CHAT, {"messages": [{"role": "king", "content": "x"}]}, 400, "messages", "role='king'"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, 400, "messages", "text"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", "text"),
-    (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, 400, None, "2,048 positions"),
+    (CHAT, hello([{"type": "text", "text": "x", "y": 1}]), 400, "messages", "text"),
+    (CHAT, hello(tool_cals=[1]), 400, "messages", "tool_cals"),
+    (CHAT, hello(function_call={"name": "f"}), 400, "messages", "function_call"),
+    (CHAT, hello(weight=0), 400, "messages", "weight"),
+    (CHAT, hello(name=5), 400, "messages", "name"),
+    (CHAT, hello("x" * 5000), 400, "messages", "2,048 positions; shorten"),
+    (CHAT, hello("x" * 10**6), 400, "messages", "tokens or more"),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None, ""),
     (TEXT, {"prompt": ""}, 400, "prompt", "no tokens"),
     (TEXT, {"prompt": []}, 400, "prompt", "none"),
     (TEXT, {"prompt": [[]]}, 400, "prompt", "token ids"),
     (TEXT, {"prompt": [-1]}, 400, "prompt", "token ids"),
     (TEXT, {"prompt": [True]}, 400, "prompt", "token ids"),
-    (TEXT, {"prompt": [5000]}, 400, None, "token id 5000"),
+    (TEXT, {"prompt": [5000]}, 400, "prompt", "prompt: token id 5000"),
+    (TEXT, {"prompt": "x" * 5000}, 400, "prompt", "the prompt has 5,000 tokens"),
+    (TEXT, {"prompt": "x" * 10**6}, 400, "prompt", "the prompt has 100,000 tokens or more"),
+    (TEXT, {"prompt": ["a"] * 65}, 400, "prompt", "65 of them with n=1"),
+    (TEXT, {"prompt": ["a"] * 2, "n": 33}, 400, "prompt", "from 1 to 64"),
     (TEXT, {"prompt": [1.5]}, 400, "prompt", "token ids"),
     (TEXT, {"echo": True}, 400, "echo", "not supported"),
     (TEXT, {"best_of": 3}, 400, "best_of", "set n"),
@@ -299,6 +334,76 @@ def test_what_cannot_be_done_is_refused_in_the_shape_of_the_api(
     assert texts(ask(client))  # and the server goes on
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "code"),
+    [
+        (CHAT, {"max_completion_tokens": 10**6}, "context_length_exceeded"),
+        (CHAT, hello("x" * 5000), "context_length_exceeded"),
+        (TEXT, {"prompt": "x" * 10**6}, "context_length_exceeded"),
+        (TEXT, {"prompt": [5000]}, None),
+        (TEXT, {"max_tokens": 0}, None),
+        (CHAT, hello(audio={}, tool_calls=[{}]), "unsupported_parameter"),
+    ],
+)
+def test_programs_tell_errors_by_their_code(client: httpx2.Client, path: str, fields: dict[str, Any], code: str | None):
+    body = {"model": "tiny"} | ({"messages": HELLO} if path == CHAT else {"prompt": "hello"}) | fields
+    assert client.post(path, json=body).json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "gpt-5"},
+        {"prompt": ["a"] * 8000},
+        {"prompt": "x" * 10**6},
+        {"temperature": -1},
+        {"max_tokens": 0},
+        {"stop": ""},
+        {"logprobs": 21},
+        {"stream_options": {}},
+        {"model": "gpt-5", "messages": HELLO},
+        {"n": 65, "messages": HELLO},
+        hello("x" * 10**6),
+        {"max_tokens": 5, "max_completion_tokens": 6, "messages": HELLO},
+    ],
+)
+def test_what_is_refused_is_not_tokenised_first(
+    client: httpx2.Client, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("encode_text", "encode_prompt"):
+        monkeypatch.setattr(requests, name, lambda *_: pytest.fail("it is tokenised"))
+    path = CHAT if "messages" in fields else TEXT
+    answer = client.post(path, json={"model": "tiny"} | ({} if path == CHAT else {"prompt": "x"}) | fields)
+    assert answer.status_code in (400, 404), answer.text
+
+
+def test_an_answer_without_a_limit_of_its_own_has_the_room_there_is(client: httpx2.Client):
+    """Of a text as of a chat; a limit that is sent must fit."""
+    ids = [66] * 2040
+    assert ask(client, TEXT, prompt=ids)["usage"]["completion_tokens"] <= 8
+    for limit, status in ((8, 200), (9, 400)):
+        body = {"model": "tiny", "prompt": ids, "max_tokens": limit}
+        assert client.post(TEXT, json=body).status_code == status
+    assert ask(client, max_tokens=3, max_completion_tokens=3)["usage"]["completion_tokens"] <= 3
+
+
+def test_a_message_that_was_an_answer_can_be_sent_back(client: httpx2.Client):
+    """With the nulls that clients add to it."""
+    nulls = {"refusal": None, "tool_calls": None, "function_call": None, "audio": None, "annotations": []}
+    messages = [*HELLO, {"role": "assistant", "content": "x", **nulls}, *HELLO]
+    assert texts(ask(client, messages=messages)) == texts(
+        ask(client, messages=[*HELLO, {"role": "assistant", "content": "x"}, *HELLO])
+    )
+
+
+def test_a_template_that_refuses_a_system_message():
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    with served(Service(sampler_of(refusing), "tiny", KEY)) as client:
+        error = client.post(CHAT, json={"model": "tiny", "messages": messages}).json()["error"]
+    assert error["param"] == "messages" and "no system; it may do without the system message" in error["message"]
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"model": "tiny"}', b"null"])
 def test_a_body_that_is_no_request(client: httpx2.Client, body: bytes):
     answer = client.post(CHAT, content=body)
@@ -306,11 +411,41 @@ def test_a_body_that_is_no_request(client: httpx2.Client, body: bytes):
 
 
 def test_addresses_and_methods_that_there_are_not(client: httpx2.Client):
-    for answer in (client.post("/v1/embeddings", json={}), client.get(CHAT), client.get("/")):
+    for answer in (client.post("/v1/embeddings", json={}), client.get("/"), client.get("/v1/models/")):
         assert answer.status_code == 404 and "/v1/models" in answer.json()["error"]["message"]
-    rollouts = client.post("/inference/v1/generate", json={})
-    assert rollouts.status_code == 404 and "drpo serve-rollouts" in rollouts.json()["error"]["message"]
-    assert client.delete(CHAT).json()["error"]["message"]
+    for method, path, allowed in (
+        ("GET", CHAT, "POST"),
+        ("HEAD", TEXT, "POST"),
+        ("DELETE", CHAT, "POST"),
+        ("OPTIONS", TEXT, "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/tiny", "GET, HEAD"),
+        ("PUT", "/health", "GET, HEAD"),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == 405 and answer.headers["allow"] == allowed
+        assert method == "HEAD" or answer.json()["error"]["type"] == "invalid_request_error"
+    assert client.request("BREW", "/").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/tiny", "/v1/models/gpt-5"])
+def test_head_is_get_without_a_body(client: httpx2.Client, path: str):
+    got, head = client.get(path), client.head(path)
+    names = ("content-type", "content-length")
+    assert head.status_code == got.status_code and head.content == b"" and len(got.content) > 0
+    assert [head.headers[name] for name in names] == [got.headers[name] for name in names]
+    raw_head = raw(client, f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert raw_head.endswith(b"\r\n\r\n")
+
+
+def test_a_trainer_at_this_server_is_told_the_other(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch):
+    """By its first call, although its token is in a header of its own."""
+    monkeypatch.setenv(TOKEN, KEY)
+    trainer = rollout_server.Server(str(client.base_url), 10.0, 1, "tiny")
+    with pytest.raises(InputError, match="speaks OpenAI's API; the rollout server is `drpo serve-rollouts`"):
+        trainer.dtype()
+    with httpx2.Client(base_url=client.base_url) as stranger:
+        assert {stranger.post(path).status_code for path in CALLS} == {404}
 
 
 # What a client may cost
@@ -391,6 +526,93 @@ def test_a_client_that_hangs_up_ends_its_answer(
     assert len(sampled) == count < 200
 
 
+def never_ending(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Answers that do not end by themselves; returns what is sampled of them."""
+    sampled: list[int] = []
+
+    def stream(request: Any) -> Iterator[SampledToken]:
+        for i in itertools.count():
+            sampled.append(i)
+            time.sleep(0.002)
+            yield SampledToken(66, -0.5)
+
+    monkeypatch.setattr(service.sampler.engine, "stream", stream)
+    return sampled
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_closes_ends_its_answers(service: Service, stream: bool, monkeypatch: pytest.MonkeyPatch):
+    """Those that are sampled, those that wait for a place, and a request that arrives; no thread is left in torch."""
+    sampled = never_ending(service, monkeypatch)
+    server = Server(("127.0.0.1", 0))
+    server.open(replace(service, lock=FairLock()))
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1500, "stream": stream}).encode()
+    with ExitStack() as lines:
+        forever = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        forever.start()
+        for _ in range(http.AT_ONCE + 2):
+            line = lines.enter_context(socket.create_connection(server.server_address))
+            line.sendall(head(Content_Length=len(body)) + body)
+        line.sendall(b"POST ")
+        lines.enter_context(socket.create_connection(server.server_address)).sendall(b"GET ")
+        while len(sampled) < 30 or len(server._connections) < http.AT_ONCE + 3:
+            time.sleep(0.005)
+        threads = list(server._connections)
+        server.shutdown()
+        forever.join()
+        began = time.monotonic()
+        assert server.close() and not any(thread.is_alive() for thread in threads)
+        assert time.monotonic() - began < http.CLOSING_S / 2
+    count = len(sampled)
+    time.sleep(0.05)
+    assert len(sampled) == count
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_ctrl_c_leaves_python_only_when_no_thread_is_in_torch(
+    service: Service, is_stuck: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A thread that does not come back is the one reason for which the process ends without Python's own end."""
+    monkeypatch.setattr(http, "CLOSING_S", 0.2)
+    sampled, comes_back, ends = never_ending(service, monkeypatch), threading.Event(), []
+    server = Server(("127.0.0.1", 0))
+    server.open(replace(service, lock=FairLock()))
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1500}).encode()
+
+    with monkeypatch.context() as patch, socket.create_connection(server.server_address) as line:
+        if is_stuck:
+            patch.setattr(service.sampler.engine, "stream", lambda _: iter([sampled.append(0), comes_back.wait()]))
+        patch.setattr(serve, "made_server", lambda *_: server)
+        patch.setattr(server, "service_actions", lambda: signal.raise_signal(signal.SIGINT) if sampled else None)
+        patch.setattr(os, "_exit", ends.append)
+        line.sendall(head(Content_Length=len(body)) + body)
+        with pytest.raises(KeyboardInterrupt):
+            serve.serve("tiny", ServeOptions())
+    assert ends == [130] * is_stuck and ("interrupted" in capsys.readouterr().err) == is_stuck
+    comes_back.set()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_command_answers():
+    """The process ends with status 130 and one line; it aborted where a thread was inside torch."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), TOKEN: KEY, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "drpo", "serve", "tiny", "--port", "0"]
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1900, "n": 30}).encode()
+    for _ in range(2):
+        with (
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+            ExitStack() as lines,
+        ):
+            assert process.stdout is not None and process.stderr is not None
+            port = int(process.stdout.readline().split(b"127.0.0.1:")[1].split(b"/")[0])
+            for _ in range(2):
+                line = lines.enter_context(socket.create_connection(("127.0.0.1", port)))
+                line.sendall(head(Content_Length=len(body)) + body)
+            time.sleep(2.0)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130 and process.stderr.read() == b"drpo: interrupted\n"
+
+
 def test_logits_that_are_not_finite_are_an_error(service: Service):
     model, tokenizer = tiny()
     with torch.no_grad():
@@ -412,6 +634,19 @@ def test_the_bytes_of_tokens():
 # The command
 
 
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve, "sampler_of", lambda *_: pytest.fail("it loads the model first"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert "name another" in refused(["serve", "tiny", "--port", str(other.getsockname()[1])])
+
+
+def test_a_server_takes_no_connections_until_it_is_opened():
+    server = Server(("127.0.0.1", 0))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.server_address)
+    assert server.close()
+
+
 def test_the_command_serves_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv(TOKEN, "")
     server = made_server("tiny", ServeOptions(port=0))
@@ -423,6 +658,28 @@ def test_the_command_serves_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "name another" in line
     assert key not in capsys.readouterr().out  # one that is given is not printed
     server.server_close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_address_that_is_printed_answers(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Also with a token that has blanks around it, as a client sends it."""
+    monkeypatch.setenv(TOKEN, f" {KEY}\n")
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    server = made_server("tiny", ServeOptions(host=host, port=0))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    address = capsys.readouterr().out.split("OPENAI_BASE_URL=")[1].split()[0]
+    try:
+        assert httpx2.get(f"{address}/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    finally:
+        server.shutdown()
+        assert server.close()
+        thread.join()
 
 
 @pytest.mark.parametrize(

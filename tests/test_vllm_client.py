@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -776,18 +776,43 @@ def test_a_server_listens_on_this_machine_alone(host: str, monkeypatch: pytest.M
     assert f"--host {host}" in line and "ssh -N -L 8000" in line
 
 
-def test_a_server_has_a_token_that_no_list_of_processes_shows(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def server_line(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, token: str = "") -> list[str]:
+    """The command line of vLLM's server that `drpo serve-rollouts` starts."""
     lines: list[list[str]] = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(os, "execv", lambda path, line: lines.append(line))
     for name in (TOKEN, "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
-        monkeypatch.setenv(name, "")
-    cli.main(["serve-rollouts", "org/model", "--", "--host", "0.0.0.0", "--middleware", "mine.Own"])
+        monkeypatch.setenv(name, token if name == TOKEN else "")
+    cli.main(["serve-rollouts", "org/model", *arguments])
+    return lines[0]
+
+
+@pytest.mark.parametrize("port", ["70000", "65536", "0", "-1"])
+def test_a_port_that_is_none_is_refused(port: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it would have begun"))
+    assert "must be from 1 to 65535" in refused(["serve-rollouts", "smollm2-135m", f"--port={port}"])
+
+
+def test_the_address_of_a_server_has_brackets_where_it_is_of_ipv6(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    line = server_line(["--host", "::1", "--port", "8001"], monkeypatch)
+    assert line[line.index("--host") + 1] == "::1"
+    assert "--engine 'http://[::1]:8001'" in capsys.readouterr().out
+
+
+def test_a_token_is_kept_as_it_is_sent(monkeypatch: pytest.MonkeyPatch):
+    """Without the blanks around it, which no header keeps."""
+    assert server_line([], monkeypatch, " spaced ") and os.environ[TOKEN] == "spaced"
+
+
+def test_a_server_has_a_token_that_no_list_of_processes_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    line = server_line(["--", "--host", "0.0.0.0", "--middleware", "mine.Own"], monkeypatch)
     token = os.environ[TOKEN]
     assert len(token) >= 32 and capsys.readouterr().out.count(token) == 1
-    line = lines[0]
     assert token not in " ".join(line)
     assert line[-6:] == ["--host", "127.0.0.1", "--port", "8000", "--middleware", "drpo.rollout.gate.Gate"]
     cli.main(["serve-rollouts", "org/model"])

@@ -31,13 +31,41 @@ def require_loopback(command: str, host: str, port: int, why: str) -> None:
         )
 
 
+def require_port(command: str, port: int, least: int) -> None:
+    """Raise for a number that is no port.
+
+    Args:
+        command: for the message.
+        port: the number.
+        least: 0 where that means any that is free; else 1.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not least <= port < 2**16:
+        raise InputError(f"{command}: --port {port}: must be from {least} to 65535")
+
+
+def url(host: str, port: int) -> str:
+    """Return the address of a server.
+
+    Example:
+        >>> url("127.0.0.1", 8000), url("::1", 8000)
+        ('http://127.0.0.1:8000', 'http://[::1]:8000')
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def make_token() -> bool:
     """Put a token into the environment, which other users cannot read; return whether it is a new one.
+
+    Blanks around one that is there are removed: no header can send them.
 
     Raises:
         InputError: the environment has one that cannot be sent as a header.
     """
-    if os.environ.get(TOKEN):
+    if token := os.environ.get(TOKEN, "").strip():
+        os.environ[TOKEN] = token
         headers()
         return False
     os.environ[TOKEN] = secrets.token_urlsafe(24)

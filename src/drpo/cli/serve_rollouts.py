@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from drpo.cli.commands.serve_rollouts import ServeRolloutsOptions
-from drpo.cli.listening import make_token, require_loopback
+from drpo.cli.listening import make_token, require_loopback, require_port, url
 from drpo.credentials import TOKEN
-from drpo.errors import InputError
+from drpo.errors import InputError, as_typed
 from drpo.model import smollm2
 from drpo.model.names import SMOLLM2, TINY
 from drpo.rollout.gate import Gate
@@ -27,10 +27,11 @@ def serve_rollouts(model: str, options: ServeRolloutsOptions, further: list[str]
         raise InputError("serve-rollouts: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
     why = "the server can be told to replace its model"
     require_loopback("serve-rollouts", options.host, options.port, why)
+    require_port("serve-rollouts", options.port, 1)
     line = command(model, options, further)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # enables the calls that replace weights, which require the token
     if make_token():
-        address = f"http://{options.host}:{options.port}"
+        address = as_typed(url(options.host, options.port))  # brackets are patterns in a shell
         print(f"token: {TOKEN}={os.environ[TOKEN]} drpo train ... --engine {address}", flush=True)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Trainer and server alternate on the same cores; binding threads would leave cores idle.

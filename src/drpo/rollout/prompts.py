@@ -79,7 +79,7 @@ def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem, tools: Sequ
         return encode_messages(tokenizer, problem.messages, tools)
     except Exception as error:  # a template is a program, which may raise anything
         has_system = problem.messages[0]["role"] == "system"
-        hint = "; without a system message it may do: leave out the task's system" if has_system else ""
+        hint = "; it may do without the system message" if has_system else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"problem {problem.id!r}: the model's chat template refuses it: {reason}{hint}") from None
 
@@ -149,13 +149,20 @@ class PromptLimits:
         answer = sampling.max_new_tokens if self.fixed else 1
         return None if self.positions is None else self.positions - answer
 
-    def least_too_long(self, tokenizer: PreTrainedTokenizerBase, problem: Problem, sampling: Sampling) -> int:
-        """Return how many tokens a prompt has at least that is surely too long; else 0. Nothing is tokenised."""
+    def least_too_long(self, tokenizer: PreTrainedTokenizerBase, prompt: Problem | str, sampling: Sampling) -> int:
+        """Return how many tokens a prompt has at least that is surely too long; else 0. Nothing is tokenised.
+
+        Args:
+            tokenizer: the model's.
+            prompt: a problem, which the chat template renders, or a text as it is.
+            sampling: of the answer.
+        """
         most = self._longest_prompt(sampling)
         if most is None:
             return 0
         try:
-            return least_tokens(tokenizer, render(tokenizer, problem.messages), max(0, most))
+            text = prompt if isinstance(prompt, str) else render(tokenizer, prompt.messages)
+            return least_tokens(tokenizer, text, max(0, most))
         except Exception:  # a template is a program, which may raise anything; `encode_prompt` says what
             return 0
 

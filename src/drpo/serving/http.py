@@ -19,9 +19,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from drpo import __version__
-from drpo.errors import BrokenLogpError, describe
+from drpo.errors import BrokenLogpError, describe, one_line
+from drpo.rollout.gate import CALLS as OF_TRAINER
 from drpo.serving.fair_lock import FairLock
-from drpo.serving.requests import ApiError, CompletionRequest, read_chat, read_text
+from drpo.serving.requests import ApiError, CompletionRequest, no_model, read_chat, read_text
 from drpo.serving.responses import Response
 from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece
@@ -34,14 +35,14 @@ PATIENCE_S = 30.0
 """In which a request must have arrived, and the next after it; and in which a client must take what is written."""
 CONNECTIONS = 64
 """Open at once; a further one is refused with status 503."""
+CLOSING_S = 5.0
+"""In which the threads of a server that is closed must have ended."""
 AT_ONCE = 8
 """Requests that are answered at once; further ones wait. Each has keys and values of its own in memory."""
-ROUTES: dict[str, Callable[[bytes, Sampler, int], CompletionRequest]] = {
+ROUTES: dict[str, Callable[[bytes, Sampler, int, str], CompletionRequest]] = {
     "/v1/chat/completions": read_chat,
     "/v1/completions": read_text,
 }
-OF_TRAINER = ("/collective_rpc", "/inference/v1/generate", "/update_weight_version", "/reset_prefix_cache")
-"""Calls of `drpo train --engine http://...`, which another server answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Service:
         name: of the model, in requests and answers.
         token: required of each request, as `Authorization: Bearer TOKEN`.
         longest: default limit of a chat answer, in tokens.
-        lock: held while a token is sampled.
+        lock: held while a token is sampled; closed with the server.
         places: limit of requests that are answered at once.
         created: when the model was loaded, seconds since 1970.
 
@@ -75,8 +76,9 @@ class Service:
 
     def knows(self, authorization: str) -> bool:
         """Whether a header contains the token."""
-        sent = authorization.removeprefix("Bearer ").strip().encode("utf-8", "surrogateescape")
-        return authorization.startswith("Bearer ") and hmac.compare_digest(sent, self.token.encode())
+        scheme, _, sent = authorization.partition(" ")
+        known = hmac.compare_digest(sent.strip().encode("utf-8", "surrogateescape"), self.token.encode())
+        return scheme.lower() == "bearer" and known
 
     @property
     def model(self) -> dict[str, Any]:
@@ -90,14 +92,7 @@ class Service:
             ApiError: it names another model, or something unsupported.
         """
         with self.lock:  # a tokenizer is no thread's alone
-            request = ROUTES[path](body, self.sampler, self.longest)
-        if request.model != self.name:
-            raise self.no_model(request.model)
-        return request
-
-    def no_model(self, name: str) -> ApiError:
-        """Return the error for an unknown model."""
-        return ApiError(f"model {name!r} is not here; there is {self.name!r}", 404, "model", "model_not_found")
+            return ROUTES[path](body, self.sampler, self.longest, self.name)
 
     def answers(self, request: CompletionRequest) -> Generator[tuple[int, Piece], None, None]:
         """Yield the pieces of all answers, one answer after the other, each with the answer's number.
@@ -111,37 +106,79 @@ class Service:
 
 
 class Server(ThreadingHTTPServer):
-    """The server.
+    """The server. It has its address from the beginning, and refuses connections until it is opened.
 
     Args:
         address: host and port; port 0 selects a free port.
-        service: the model and the settings.
+
+    Raises:
+        OSError: the address is taken, or cannot be used.
     """
 
-    daemon_threads = True
+    service: Service
 
-    def __init__(self, address: tuple[str, int], service: Service) -> None:
+    def __init__(self, address: tuple[str, int]) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        super().__init__(address, Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
+
+    def open(self, service: Service) -> None:
+        """Accept connections.
+
+        Args:
+            service: the model and the settings.
+
+        Raises:
+            OSError: another server was opened at the address.
+        """
         self.service = service
-        self._free = threading.BoundedSemaphore(CONNECTIONS)
-        super().__init__(address, Handler)
+        self.server_activate()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a new thread, or refuse it where too many are open."""
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
+        if len(self._connections) >= CONNECTIONS:
+            with suppress(OSError):
+                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            self.shutdown_request(request)
             return
-        with suppress(OSError):
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        self.shutdown_request(request)
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        self._connections[thread] = request
+        try:
+            thread.start()
+        except RuntimeError:  # there can be no further thread
+            del self._connections[thread]
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer a connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            del self._connections[threading.current_thread()]
+
+    def close(self) -> bool:
+        """End the connections and the answers under way, each before its next token.
+
+        Returns:
+            Whether all threads have ended. Python must not be left while one is inside torch: that aborts the process.
+        """
+        self.server_close()
+        connections = self._connections.copy()
+        if connections:
+            self.service.lock.close()
+        for connection in connections.values():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        until = time.monotonic() + CLOSING_S
+        for thread in filter(threading.Thread.is_alive, connections):
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in connections)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a broken connection, at level debug."""
@@ -172,30 +209,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer /v1/models, /v1/models/NAME and, without a token, /health."""
-        service, path = self.server.service, self.path.partition("?")[0]
+        service, path = self.server.service, self._path
+        try:
+            self._require_allowed()
+        except ApiError as error:
+            self._fail(error)
+            return
+        name = unquote(path.removeprefix("/v1/models/"))
         if path == "/health":
             self._reply(200, {"status": "ok"})
-        elif not self._is_known():
-            self._fail(self._unknown())
         elif path == "/v1/models":
             self._reply(200, {"object": "list", "data": [service.model]})
-        elif path.startswith("/v1/models/"):
-            name = unquote(path.removeprefix("/v1/models/"))
-            if name == service.name:
-                self._reply(200, service.model)
-            else:
-                self._fail(service.no_model(name))
+        elif name == service.name:
+            self._reply(200, service.model)
         else:
-            self._fail(_nowhere(path))
+            self._fail(no_model(name, service.name))
+
+    def do_HEAD(self) -> None:
+        """Answer as GET does, without a body."""
+        self.do_GET()
 
     def do_POST(self) -> None:
         """Answer /v1/chat/completions and /v1/completions."""
-        service, path, began = self.server.service, self.path.partition("?")[0], time.monotonic()
+        service, path, began = self.server.service, self._path, time.monotonic()
         try:
-            if not self._is_known():
-                raise self._unknown()
-            if path not in ROUTES:
-                raise _nowhere(path)
+            self._require_allowed()
             body = self._body()
             self._arriving.cancel()
             request = service.read(path, body)
@@ -213,11 +251,25 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as error:
             self._fail(_failure(error))
 
-    def _is_known(self) -> bool:
-        return self.server.service.knows(self.headers.get("Authorization", ""))
+    @property
+    def _path(self) -> str:
+        return self.path.partition("?")[0]
 
-    def _unknown(self) -> ApiError:
-        return ApiError("send the token that `drpo serve` printed as the API key", 401, code="invalid_api_key")
+    def _require_allowed(self) -> None:
+        """Raise unless the request's method and address are known, and its token is right.
+
+        Raises:
+            ApiError: they are not. A trainer, which sends its token in another header, is told the right server.
+        """
+        path, methods = self._path, _methods(self._path)
+        if path in OF_TRAINER:
+            raise ApiError("this server speaks OpenAI's API; the rollout server is `drpo serve-rollouts`", 404)
+        if path != "/health" and not self.server.service.knows(self.headers.get("Authorization", "")):
+            raise ApiError("send the token that `drpo serve` printed as the API key", 401, code="invalid_api_key")
+        if not methods:
+            raise ApiError("no such address; there are /v1/models, /v1/chat/completions and /v1/completions", 404)
+        if self.command not in methods:
+            raise ApiError(f"{one_line(f'{self.command} {path}')}: there is {' and '.join(methods)} alone", 405)
 
     def _body(self) -> bytes:
         """Return the body of a request.
@@ -282,15 +334,25 @@ class Handler(BaseHTTPRequestHandler):
         data = json.dumps(body).encode()
         self.send_response(status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
-        for name, value in headers.items() | ({("Connection", "close")} if self.close_connection else set()):
+        if self.close_connection:
+            headers["Connection"] = "close"
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(self._path))
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         with suppress(OSError):
-            self.wfile.write(data)
+            self.wfile.write(b"" if self.command == "HEAD" else data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Report the library's refusals, such as of a method, as an error of the API."""
-        self._fail(ApiError(message or HTTPStatus(code).phrase, code))
+        error = ApiError(message or HTTPStatus(code).phrase, code)
+        try:
+            if code == HTTPStatus.NOT_IMPLEMENTED:  # a method that no address has
+                self._require_allowed()
+        except ApiError as refusal:
+            error = refusal
+        self._fail(error)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Write nothing to standard error."""
@@ -304,7 +366,14 @@ def _failure(error: Exception) -> ApiError:
     return ApiError("the server failed; its log says how", 500)
 
 
-def _nowhere(path: str) -> ApiError:
-    if path in OF_TRAINER:
-        return ApiError("this server speaks OpenAI's API; the rollout server is `drpo serve-rollouts`", 404)
-    return ApiError("no such address; there are /v1/models, /v1/chat/completions and /v1/completions", 404)
+def _methods(path: str) -> tuple[str, ...]:
+    """Return the methods that an address answers; none where there is no such address.
+
+    Example:
+        >>> _methods("/v1/models/demo"), _methods("/v1/completions"), _methods("/v1/models/")
+        (('GET', 'HEAD'), ('POST',), ())
+    """
+    if path in ROUTES:
+        return ("POST",)
+    is_read = path in ("/health", "/v1/models") or path.removeprefix("/v1/models/") not in (path, "")
+    return ("GET", "HEAD") if is_read else ()

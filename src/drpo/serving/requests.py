@@ -5,9 +5,10 @@ Unsupported fields that would change the answer (penalties, tools, formats of th
 
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -25,6 +26,9 @@ MOST_CHOICES = 64
 """Upper bound of the answers to one request: prompts times `n`."""
 MOST_STOPS, MOST_TOP = 4, 20
 """As OpenAI has it: texts in `stop`, and `top_logprobs`."""
+MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id")
+"""Of a message: texts, which the chat template receives."""
+_ONE_TOKEN = Sampling(samples=1, max_new_tokens=1)
 
 
 class ApiError(Exception):
@@ -131,111 +135,158 @@ class CompletionRequest:
     include_usage: bool
 
 
-def read_chat(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
-    """Return the parsed request to /v1/chat/completions.
+class _Limit(NamedTuple):
+    """Of an answer.
+
+    Args:
+        name: of the request's field.
+        tokens: at most.
+        is_exact: the request has the field, so that many must fit after the prompt.
+    """
+
+    name: str
+    tokens: int
+    is_exact: bool
+
+
+def read_chat(data: bytes, sampler: Sampler, longest: int, model: str) -> CompletionRequest:
+    """Return the parsed request to /v1/chat/completions; it is tokenised once all else about it is right.
 
     Args:
         data: its body.
         sampler: will answer.
         longest: default limit of an answer, in tokens.
+        model: the name of the one there is.
 
     Raises:
-        ApiError: it is not such a request, or asks for something unsupported.
+        ApiError: it is not such a request, names another model, or asks for something unsupported.
     """
-    body = _decoded(data, ChatBody)
+    body = _decoded(data, ChatBody, model)
     _require_plain(body)
     _refuse("tools", body.tools, "tools are not supported: nothing here would call them")
     _refuse("tool_choice", None if body.tool_choice in ("none", "auto") else body.tool_choice, "there are no tools")
-    plain = (body.response_format or {}).get("type", "text") == "text"
-    _refuse("response_format", None if plain else body.response_format, "answers are text; leave it out")
+    is_text = body.response_format == {"type": "text"}
+    _refuse("response_format", None if is_text else body.response_format, "answers are text; leave it out")
     top = body.top_logprobs or 0
     if top and not body.logprobs:
         raise ApiError("top_logprobs requires logprobs=true", param="top_logprobs")
     problem = Problem("messages", tuple(map(_message, body.messages)) or _none("messages"), "")
-    try:
-        prompt = encode_prompt(sampler.tokenizer, problem)
-    except InputError as error:
-        raise ApiError(str(error).removeprefix("problem 'messages': "), param="messages") from None
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    is_exact, limit = limit is not None, longest if limit is None else limit
-    return _request("chat", body, (prompt,), sampler, limit, is_exact, bool(body.logprobs), top)
+    prompt = partial(_chat_prompt, problem, sampler)
+    return _request("chat", body, [prompt], sampler, _limit(body, longest), bool(body.logprobs), top)
 
 
-def read_text(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
+def read_text(data: bytes, sampler: Sampler, longest: int, model: str) -> CompletionRequest:
     """Return the parsed request to /v1/completions; arguments and errors as for `read_chat`."""
-    body = _decoded(data, TextBody)
+    body = _decoded(data, TextBody, model)
     _require_plain(body)
     _refuse("suffix", body.suffix, "is not supported")
     _refuse("echo", body.echo, "is not supported: the prompt's own log-probabilities are not computed")
     if body.best_of not in (None, body.n or 1):
         raise ApiError("best_of: no answer is left out here; set n", param="best_of")
-    prompts = tuple(_prompt(prompt, sampler) for prompt in _prompts(body.prompt))
-    limit = 16 if body.max_tokens is None else body.max_tokens  # as OpenAI's
-    return _request("text", body, prompts, sampler, limit, True, body.logprobs is not None, body.logprobs or 0)
+    prompts = [partial(_text_prompt, prompt, sampler) for prompt in _prompts(body.prompt)]
+    limit = _limit(body, 16)  # as OpenAI's
+    return _request("text", body, prompts, sampler, limit, body.logprobs is not None, body.logprobs or 0)
+
+
+def no_model(name: str, known: str) -> ApiError:
+    """Return the error for an unknown model.
+
+    Args:
+        name: of the request.
+        known: the name of the one there is.
+    """
+    return ApiError(f"model {name!r} is not here; there is {known!r}", 404, "model", "model_not_found")
 
 
 def _request(
     kind: Literal["chat", "text"],
     body: _Body,
-    prompts: tuple[Tensor, ...],
+    prompts: Sequence[Callable[[], Tensor]],
     sampler: Sampler,
-    limit: int,
-    is_exact: bool,
+    limit: _Limit,
     logprobs: bool,
     top: int,
 ) -> CompletionRequest:
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(prompts) <= MOST_CHOICES:
-        raise ApiError(f"n={n}: a request has from 1 to {MOST_CHOICES} answers, over all of its prompts", param="n")
+        name, count = ("prompt", f"{len(prompts):,} of them with n={n}") if 1 <= n <= MOST_CHOICES else ("n", str(n))
+        raise ApiError(f"{name}: {count}: a request has from 1 to {MOST_CHOICES} answers in all", param=name)
     if not 0 <= top <= MOST_TOP:
         name = "top_logprobs" if kind == "chat" else "logprobs"
         raise ApiError(f"{name}={top}: must be from 0 to {MOST_TOP}", param=name)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options requires stream=true", param="stream_options")
+    sampling, stop = _sampling(body, limit, top), _stops(body.stop)
+    field = "messages" if kind == "chat" else "prompt"
+    encoded = tuple(encode() for encode in prompts)
     return CompletionRequest(
         kind,
         body.model,
-        prompts,
+        encoded,
         n,
-        tuple(_sampling(body, prompt, sampler, limit, is_exact, top) for prompt in prompts),
+        tuple(replace(sampling, max_new_tokens=_fitting(limit, prompt, sampler, field)) for prompt in encoded),
         secrets.randbelow(2**63) if body.seed is None else body.seed,
-        _stops(body.stop),
+        stop,
         logprobs,
         bool(body.stream),
         body.stream_options is not None and body.stream_options.include_usage,
     )
 
 
-def _sampling(body: _Body, prompt: Tensor, sampler: Sampler, limit: int, is_exact: bool, top: int) -> Sampling:
-    """Return the sampling of a prompt's answers; the request's own limit must fit after the prompt."""
+def _limit(body: _Body, default: int) -> _Limit:
+    """Return the limit of an answer: the request's own, by the old name or the new, or the default."""
+    names = ("max_completion_tokens", "max_tokens")
+    given = {name: value for name in names if (value := getattr(body, name, None)) is not None}
+    if len(set(given.values())) > 1:
+        both = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ApiError(f"{both}: these are two names of one limit; send one", param="max_tokens")
+    name, tokens = next(iter(given.items()), ("max_tokens", default))
+    return _Limit(name, tokens, bool(given))
+
+
+def _fitting(limit: _Limit, prompt: Tensor, sampler: Sampler, field: str) -> int:
+    """Return how long the answers to a prompt may be; the request's own limit must fit after the prompt."""
+    try:
+        sampler.require_embedded(prompt)
+    except InputError as error:
+        raise ApiError(f"{field}: {error}", param=field) from None
     try:
         room = sampler.room(prompt)
     except InputError as error:
-        raise ApiError(str(error), code="context_length_exceeded") from None
+        raise ApiError(str(error), param=field, code="context_length_exceeded") from None
     room = MOST_TOKENS if room is None else room
-    if is_exact and limit > room:
+    if limit.is_exact and limit.tokens > room:
         raise ApiError(
-            f"max_tokens={limit}: the prompt has {len(prompt):,} tokens, after which there is room for {room:,}",
-            param="max_tokens",
+            f"{limit.name}={limit.tokens}: there is room for {room:,} after the {len(prompt):,} tokens of the prompt",
+            param=limit.name,
             code="context_length_exceeded",
         )
+    return min(limit.tokens, room)
+
+
+def _sampling(body: _Body, limit: _Limit, top: int) -> Sampling:
+    """Return the sampling of the answers, not yet fitted to the model's limit."""
     given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
     known = {name: value for name, value in given.items() if value is not None}
     try:
-        return Sampling(samples=1, max_new_tokens=min(limit, room), top_logprobs=top, **known)  # type: ignore[arg-type]
+        return Sampling(samples=1, max_new_tokens=limit.tokens, top_logprobs=top, **known)  # type: ignore[arg-type]
     except InputError as error:
-        name = re.match(r"sampling\.(\w+)", str(error))
-        param = None if name is None else name[1].replace("max_new_tokens", "max_tokens")
-        raise ApiError(str(error).removeprefix("sampling."), param=param) from None
+        message = str(error).removeprefix("sampling.").replace("max_new_tokens", limit.name)
+        raise ApiError(message, param=message.partition("=")[0]) from None
 
 
-def _decoded(data: bytes, kind: type[Any]) -> Any:
+def _decoded(data: bytes, kind: type[Any], model: str) -> Any:
     try:
-        return msgspec.json.decode(data, type=kind)
+        body = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:  # Object contains unknown field `x` - at `$.y`
         text = one_line(error).replace("`", "'")
         named = re.search(r"field '([^']*)'", text) or re.search(r"\$\.(\w+)", text)
         raise ApiError(text, param=named and named[1]) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ApiError(f"the body is not JSON that can be read: {one_line(error)}") from None
+    if body.model != model:
+        raise no_model(body.model, model)
+    return body
 
 
 def _require_plain(body: _Body) -> None:
@@ -258,13 +309,16 @@ def _message(record: Mapping[str, Any]) -> Message:
     role, content = record.get("role"), record.get("content")
     if role not in ROLES:
         raise ApiError(f"messages: role={one_line(role)!r}: must be one of {', '.join(ROLES)}", param="messages")
-    if record.get("tool_calls"):
-        raise ApiError("messages: tool_calls are not supported", param="messages", code="unsupported_parameter")
+    for name, value in record.items():
+        if name not in MESSAGE_FIELDS and value not in (None, [], {}):  # clients return the nulls of an answer
+            why = f"messages: the field {one_line(name)!r} of a message is not supported"
+            raise ApiError(why, param="messages", code="unsupported_parameter")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise ApiError("messages: content must be a text, or parts of the type text", param="messages")
-    return {**record, "content": "".join(map(str, texts))}
+    texts = [p["text"] if isinstance(p, dict) and p == {"type": "text", "text": p.get("text")} else None for p in parts]
+    others = {name: record[name] for name in MESSAGE_FIELDS if name != "content" and record.get(name) is not None}
+    if not all(isinstance(text, str) for text in (*texts, *others.values())):
+        raise ApiError("messages: content, name and tool_call_id are texts, content also in parts", param="messages")
+    return {**others, "content": "".join(map(str, texts))}
 
 
 def _prompts(prompt: str | list[Any]) -> list[Any]:
@@ -273,8 +327,24 @@ def _prompts(prompt: str | list[Any]) -> list[Any]:
     return [prompt] if alone and prompt != [] else list(prompt) or _none("prompt")
 
 
-def _prompt(prompt: Any, sampler: Sampler) -> Tensor:
+def _chat_prompt(problem: Problem, sampler: Sampler) -> Tensor:
+    _require_short(problem, sampler, "messages")
+    try:
+        return encode_prompt(sampler.tokenizer, problem)
+    except InputError as error:
+        raise ApiError(str(error).removeprefix(f"problem {problem.id!r}: "), param="messages") from None
+
+
+def _require_short(prompt: Problem | str, sampler: Sampler, field: str) -> None:
+    """Raise for a prompt that cannot fit, by its bytes."""
+    if least := sampler.limits.least_too_long(sampler.tokenizer, prompt, _ONE_TOKEN):
+        error = sampler.too_long(f"{least:,} tokens or more")
+        raise ApiError(str(error), param=field, code="context_length_exceeded")
+
+
+def _text_prompt(prompt: Any, sampler: Sampler) -> Tensor:
     if isinstance(prompt, str):
+        _require_short(prompt, sampler, "prompt")
         try:
             return encode_text(sampler.tokenizer, prompt)
         except InputError as error:

@@ -24,13 +24,13 @@ class Response:
     Args:
         request: as it was read.
         tokenizer: names tokens.
-        id: of the answer.
+        id: of the answer, without the prefix of its kind.
         created: seconds since 1970.
     """
 
     request: CompletionRequest
     tokenizer: PreTrainedTokenizerBase
-    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, pieces: Iterable[tuple[int, Piece]]) -> dict[str, Any]:
@@ -70,9 +70,11 @@ class Response:
         return {"usage": None} if self.request.include_usage else {}
 
     def _framed(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = kind if self.request.kind == "chat" else "text_completion"
+        id, kind = (
+            (f"chatcmpl-{self.id}", kind) if self.request.kind == "chat" else (f"cmpl-{self.id}", "text_completion")
+        )
         return {
-            "id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices,
+            "id": id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices,
         }  # fmt: skip
 
     def _usage(self, sampled: int) -> dict[str, int]:

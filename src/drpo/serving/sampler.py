@@ -55,22 +55,38 @@ class Sampler:
         engine = TransformersEngine(model, precision=resolve_precision(precision, device), device=device)
         return Sampler(engine, tokenizer, stop_ids(model, tokenizer, stop), PromptLimits.of(model))
 
+    def require_embedded(self, prompt_ids: Tensor) -> None:
+        """Raise for a token id that the model has no embedding of.
+
+        Raises:
+            InputError: there is one.
+        """
+        if (highest := int(prompt_ids.max())) >= self.limits.embeddings:
+            raise InputError(f"token id {highest}: the model has embeddings for ids below {self.limits.embeddings}")
+
     def room(self, prompt_ids: Tensor) -> int | None:
         """Return how many tokens fit after a prompt; None without a limit.
 
         Raises:
             InputError: none fits, or the model has no embedding of an id.
         """
-        if (highest := int(prompt_ids.max())) >= self.limits.embeddings:
-            raise InputError(f"token id {highest}: the model has embeddings for ids below {self.limits.embeddings}")
+        self.require_embedded(prompt_ids)
         if self.limits.positions is None:
             return None
         if (room := self.limits.positions - len(prompt_ids)) < 1:
-            raise InputError(
-                f"the conversation has {len(prompt_ids):,} tokens, and the model {self.limits.positions:,} positions"
-                f"{self.limits.why}; begin a new one, or say less"
-            )
+            raise self.too_long(f"{len(prompt_ids):,} tokens")
         return room
+
+    def too_long(self, length: str) -> InputError:
+        """Return the error of a prompt after which no token fits.
+
+        Args:
+            length: of the prompt, in words.
+        """
+        limits = self.limits
+        return InputError(
+            f"the prompt has {length}, and the model {limits.positions:,} positions{limits.why}; shorten it"
+        )
 
     def stream(self, prompt_ids: Tensor, sampling: Sampling, key: Key, stop: Sequence[str] = ()) -> Iterator[Piece]:
         """Yield an answer, a piece for each token and a last one with the finish reason.

@@ -18,7 +18,7 @@ class TextToken:
 
     Args:
         token: as sampled.
-        offset: characters of the answer before it.
+        offset: characters of the answer before it; never less than that of the token before.
         text: the characters that it completed; "" where it holds only a part of a character.
     """
 
@@ -33,7 +33,7 @@ class Piece:
 
     Args:
         text: the next part of the answer; may be empty.
-        tokens: whose text begins in that part.
+        tokens: whose text begins in that part; those that have none, such as special tokens, are left out.
         sampled: all tokens sampled since the previous piece, also those without text (ends of turns).
         finish_reason: of the last piece; else None.
     """
@@ -74,6 +74,7 @@ class TextStream:
         self._whole = ""  # with the first bytes of a character
         self._sent = 0  # characters of it
         self._waiting: list[TextToken] = []
+        self._offset = 0  # of the last token that was returned
 
     def add(self, token: SampledToken) -> Piece:
         """Return the text that a token made certain; with a finish reason if a stop text is complete."""
@@ -126,7 +127,10 @@ class TextStream:
 
     def _piece(self, end: int, sampled: tuple[SampledToken, ...], finish_reason: FinishReason | None = None) -> Piece:
         text = self._text[self._sent : end]
-        tokens = tuple(t for t in self._waiting if t.offset < end)
+        tokens = [t for t in self._waiting if t.offset < end and (t.text or self._decoded([t.token.id]))]
         self._waiting = [t for t in self._waiting if t.offset >= end]
+        for i, token in enumerate(tokens):  # of bytes that are no characters the text may become shorter
+            self._offset = max(self._offset, token.offset)
+            tokens[i] = replace(token, offset=self._offset)
         self._sent = end
-        return Piece(text, tokens, sampled, finish_reason)
+        return Piece(text, tuple(tokens), sampled, finish_reason)
