@@ -269,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
         if not methods:
             raise ApiError("no such address; there are /v1/models, /v1/chat/completions and /v1/completions", 404)
         if self.command not in methods:
-            raise ApiError(f"{one_line(f'{self.command} {path}')}: there is {' and '.join(methods)} alone", 405)
+            raise ApiError(f"{one_line(path)}: there is {' and '.join(methods)} alone", 405)
 
     def _body(self) -> bytes:
         """Return the body of a request.
