@@ -500,6 +500,7 @@ from drpo.rollout import ServerEngine
 from drpo.types import Request, Sampling
 from support.tiny_world import tiny
 engine = ServerEngine({fake.address!r}, tiny()[0], concurrency=1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
 threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
 try:
     engine.generate([Request(torch.tensor([1]), Sampling(1, 2), frozenset(), key=(0, str(i))) for i in range(3)])
