@@ -59,7 +59,7 @@ def url(host: str, port: int) -> str:
 def make_token() -> bool:
     """Put a token into the environment, which other users cannot read; return whether it is a new one.
 
-    Blanks around one that is there are removed: no header can send them.
+    Blanks around a given token are removed: no header can send them.
 
     Raises:
         InputError: the environment has one that cannot be sent as a header.

@@ -37,7 +37,7 @@ class FairLock:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let no thread in any more; one that is inside leaves as always."""
+        """Let no thread in any more; the thread inside leaves as always."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
